@@ -1,0 +1,24 @@
+# One object library per instruction set: the same sources, compiled with that set's flags into a namespace of that
+# set's name. Nothing else in the project gets -m flags, so nothing else can hold an instruction the machine lacks.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set(MINIDL_ISAS scalar neon)
+else()
+  set(MINIDL_ISAS scalar avx2 avx512)
+endif()
+set(MINIDL_FLAGS_scalar "")
+set(MINIDL_FLAGS_neon "")
+set(MINIDL_FLAGS_avx2 -mavx2 -mfma)
+set(MINIDL_FLAGS_avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512)
+
+function(add_isa_kernels isa)
+  list(TRANSFORM ARGN PREPEND csrc/cpu/)
+  list(TRANSFORM ARGN APPEND .cpp)
+  add_library(cpu_${isa} OBJECT ${ARGN})
+  target_include_directories(cpu_${isa} PRIVATE csrc)
+  target_compile_definitions(cpu_${isa} PRIVATE MINIDL_ISA=${isa} MINIDL_ISA_${isa})
+  # fp-contract off: the source says where a multiply-add is fused, so that every ISA and build rounds alike.
+  target_compile_options(cpu_${isa} PRIVATE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math
+    -Wall -Wextra -Werror=missing-field-initializers
+    -Wno-maybe-uninitialized # false alarms inside GCC 12's avx512fintrin.h
+    ${MINIDL_FLAGS_${isa}})
+endfunction()

@@ -1,0 +1,22 @@
+// The Python face: a table of contents. Each function goes through torch's dispatcher, without the GIL.
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "dispatch.h"
+#include "ops/ops.h"
+
+namespace py = pybind11;
+using namespace minidl;
+
+#define OP(name, ...) m.def(#name, torch::wrap_pybind_function_no_gil(ops::name), __VA_ARGS__)
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "minidl's kernels, as functions on tensors";
+
+  m.def("available_isas", torch::wrap_pybind_function(available_isas));
+  m.def("isa", torch::wrap_pybind_function(isa));
+  m.def("set_isa", torch::wrap_pybind_function(set_isa), py::arg("name"));
+
+  OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
+  OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
+}

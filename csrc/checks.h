@@ -1,0 +1,31 @@
+// One wording for every error, raised before anything is written, with the exception type that torch raises.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+namespace minidl {
+
+inline void check_dtype(const char* op, const at::Tensor& x) {
+  TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, "minidl::", op,
+                              " is implemented for float32 and float64, not for ", x.scalar_type());
+  TORCH_CHECK_NOT_IMPLEMENTED(x.layout() == at::kStrided, "minidl::", op, " needs a dense tensor, got layout ",
+                              x.layout());
+}
+
+inline void check_same_dtype(const char* op, const char* x_name, const at::Tensor& x, const char* y_name,
+                             const at::Tensor& y) {
+  TORCH_CHECK(x.scalar_type() == y.scalar_type(), "minidl::", op, ": expected ", x_name, " and ", y_name,
+              " to have the same dtype, but got ", x.scalar_type(), " and ", y.scalar_type());
+  TORCH_CHECK(x.device() == y.device(), "minidl::", op, ": expected ", x_name, " and ", y_name,
+              " to be on the same device, but got ", x.device(), " and ", y.device());
+}
+
+inline void check_same_shape(const char* op, const char* x_name, const at::Tensor& x, const char* y_name,
+                             const at::Tensor& y) {
+  TORCH_CHECK(x.sym_sizes() == y.sym_sizes(), "minidl::", op, ": expected ", x_name, " and ", y_name,
+              " to have the same shape, but got ", x.sym_sizes(), " and ", y.sym_sizes());
+}
+
+}  // namespace minidl

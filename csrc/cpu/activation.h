@@ -1,0 +1,89 @@
+// The activations, forward beside backward, on one register: shared by the elementwise kernels (activation.cpp) and
+// the epilogue of the GEMM (matmul.cpp). backward(dy, s) gets s = y for relu, sigmoid and tanh, s = x for the
+// others, as kernels.def says. Formulas, and what they do to NaN and infinity, are torch's.
+#pragma once
+#include "vmath.h"
+
+namespace minidl::MINIDL_ISA {
+namespace {
+
+template <class T>
+struct Identity {
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return x; }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T>) const { return dy; }
+};
+
+template <class T>
+struct Relu {
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return max(T(0), x); }  // in this order NaN stays NaN
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> y) const { return select(y <= Vec<T>(T(0)), T(0), dy); }
+};
+
+template <class T>
+struct LeakyRelu {
+  T slope;
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return select(Vec<T>(T(0)) < x, x, x * slope); }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const { return select(Vec<T>(T(0)) < x, dy, dy * slope); }
+};
+
+template <class T>
+struct Sigmoid {
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return sigmoid(x); }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> y) const { return dy * ((Vec<T>(T(1)) - y) * y); }
+};
+
+template <class T>
+struct Tanh {
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return tanh(x); }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> y) const { return dy * (Vec<T>(T(1)) - y * y); }
+};
+
+// x Phi(x); derivative Phi(x) + x phi(x). (Hendrycks and Gimpel, arXiv:1606.08415.)
+template <class T>
+struct Gelu {
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return x * normal_cdf(x); }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const { return dy * fmadd(x, normal_pdf(x), normal_cdf(x)); }
+};
+
+// x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), same source.
+template <class T>
+struct GeluTanh {
+  static constexpr T k = static_cast<T>(0.79788456080286535588), c = static_cast<T>(0.044715);
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const {
+    return x * T(0.5) * (tanh(fmadd(x * x * c, x, x) * k) + T(1));
+  }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const {
+    const Vec<T> x2 = x * x;
+    const Vec<T> t = tanh(fmadd(x2 * c, x, x) * k);
+    const Vec<T> du = fmadd(x2, 3 * c, T(1)) * k;
+    const Vec<T> slope = (Vec<T>(T(1)) - t * t) * du;
+    return dy * (fmadd(x * T(0.5), slope, (t + T(1)) * T(0.5)));
+  }
+};
+
+template <class T>
+struct Silu {
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return x / (exp(neg(x)) + T(1)); }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const {
+    const Vec<T> s = sigmoid(x);
+    return dy * s * fmadd(x, Vec<T>(T(1)) - s, T(1));
+  }
+};
+
+// log(1 + e^(beta x)) / beta, and x itself where beta x > threshold.
+template <class T>
+struct Softplus {
+  T beta, threshold;
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const {
+    const Vec<T> z = x * beta;
+    return select(Vec<T>(threshold) < z, x, log1p(exp(z)) / Vec<T>(beta));
+  }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const {
+    const Vec<T> z = x * beta;
+    const Vec<T> e = exp(z);
+    return select(Vec<T>(threshold) < z, dy, dy * e / (e + T(1)));
+  }
+};
+
+}  // namespace
+}  // namespace minidl::MINIDL_ISA

@@ -1,0 +1,74 @@
+// Vec<T>: one register of lanes, with the same names on every instruction set. Kernels are written once over it.
+//
+//   Vec<T>::width                      lanes
+//   Vec<T>(s)                          all lanes s
+//   load(p), load(p, n), store(...)    unaligned; with n: only lanes < n touch memory, the others read as 0
+//   + - * / neg abs sqrt round fmadd   round is to nearest even; fmadd(a, b, c) = a * b + c
+//   max(a, b), min(a, b)               a NaN in b is returned
+//   a < b, a <= b, a == b, select      comparisons with NaN are false; select(m, a, b) = m ? a : b
+//   copysign(a, s)                     |a| with the sign of s
+//   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and underflow as IEEE
+//   split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
+//   reduce_add(a), reduce_max(a)       over the lanes, in a fixed order
+//
+// Everything here sits in an anonymous namespace inside the ISA's namespace, and nothing inline from the standard
+// library is used: the linker merges equal inline functions, and a merged AVX-512 copy would crash lesser machines.
+#pragma once
+#include <cstdint>
+
+#define MINIDL_INLINE inline __attribute__((always_inline))
+#define MINIDL_UNROLL _Pragma("GCC unroll 32")
+
+#if defined(MINIDL_ISA_avx512)
+#include "vec_avx512.h"
+#elif defined(MINIDL_ISA_avx2)
+#include "vec_avx2.h"
+#elif defined(MINIDL_ISA_neon)
+#include "vec_neon.h"
+#else
+#include "vec_scalar.h"
+#endif
+
+namespace minidl::MINIDL_ISA {
+namespace {
+
+MINIDL_INLINE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+MINIDL_INLINE constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+MINIDL_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MINIDL_INLINE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// f(i, count) for i = begin, begin + width, ... with count = width but for the last, ragged step. `full` lets f
+// choose the whole-register load: f(i, count, std-free bool constant).
+struct Full {
+  static constexpr bool value = true;
+};
+struct Ragged {
+  static constexpr bool value = false;
+};
+template <class T, class F>
+MINIDL_INLINE void for_lanes(int64_t begin, int64_t end, F f) {
+  constexpr int64_t w = Vec<T>::width;
+  int64_t i = begin;
+  for (; i + w <= end; i += w) f(i, w, Full{});
+  if (i < end) f(i, end - i, Ragged{});
+}
+
+template <class T, class Tag>
+MINIDL_INLINE Vec<T> load_lanes(const T* p, int64_t n, Tag) {
+  if constexpr (Tag::value) {
+    return Vec<T>::load(p);
+  } else {
+    return Vec<T>::load(p, static_cast<int>(n));
+  }
+}
+template <class T, class Tag>
+MINIDL_INLINE void store_lanes(Vec<T> v, T* p, int64_t n, Tag) {
+  if constexpr (Tag::value) {
+    v.store(p);
+  } else {
+    v.store(p, static_cast<int>(n));
+  }
+}
+
+}  // namespace
+}  // namespace minidl::MINIDL_ISA

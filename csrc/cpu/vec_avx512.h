@@ -1,0 +1,106 @@
+// AVX-512 F, DQ, BW, VL: 16 floats or 8 doubles, tails by mask registers.
+#pragma once
+#include <immintrin.h>
+
+namespace minidl::MINIDL_ISA {
+namespace {
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int width = 16;
+  using Mask = __mmask16;
+  __m512 v;
+
+  MINIDL_INLINE Vec() : v(_mm512_setzero_ps()) {}
+  MINIDL_INLINE Vec(__m512 x) : v(x) {}
+  MINIDL_INLINE Vec(float s) : v(_mm512_set1_ps(s)) {}
+  static MINIDL_INLINE Mask lanes(int n) { return static_cast<Mask>((1u << n) - 1); }
+  static MINIDL_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static MINIDL_INLINE Vec load(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
+  MINIDL_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  MINIDL_INLINE void store(float* p, int n) const { _mm512_mask_storeu_ps(p, lanes(n), v); }
+
+  friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
+  friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
+  friend MINIDL_INLINE Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.v, b.v); }
+  friend MINIDL_INLINE Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.v, b.v); }
+  friend MINIDL_INLINE Mask operator<(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+  friend MINIDL_INLINE Mask operator<=(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
+  friend MINIDL_INLINE Mask operator==(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+};
+MINIDL_INLINE Vec<float> neg(Vec<float> a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
+MINIDL_INLINE Vec<float> fmadd(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+MINIDL_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a.v, b.v); }
+MINIDL_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a.v, b.v); }
+MINIDL_INLINE Vec<float> abs(Vec<float> a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v); }
+MINIDL_INLINE Vec<float> sqrt(Vec<float> a) { return _mm512_sqrt_ps(a.v); }
+MINIDL_INLINE Vec<float> round(Vec<float> a) {
+  return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+MINIDL_INLINE Vec<float> select(__mmask16 m, Vec<float> a, Vec<float> b) { return _mm512_mask_blend_ps(m, b.v, a.v); }
+MINIDL_INLINE Vec<float> copysign(Vec<float> a, Vec<float> s) {
+  const __m512 sign = _mm512_set1_ps(-0.0f);
+  return _mm512_or_ps(_mm512_andnot_ps(sign, a.v), _mm512_and_ps(sign, s.v));
+}
+MINIDL_INLINE Vec<float> ldexp(Vec<float> x, Vec<float> n) { return _mm512_scalef_ps(x.v, n.v); }
+MINIDL_INLINE Vec<float> split_exponent(Vec<float> x, Vec<float>& e) {
+  e = _mm512_getexp_ps(x.v);
+  return _mm512_getmant_ps(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+}
+MINIDL_INLINE float reduce_add(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
+MINIDL_INLINE float reduce_max(Vec<float> a) { return _mm512_reduce_max_ps(a.v); }
+
+template <>
+struct Vec<double> {
+  static constexpr int width = 8;
+  using Mask = __mmask8;
+  __m512d v;
+
+  MINIDL_INLINE Vec() : v(_mm512_setzero_pd()) {}
+  MINIDL_INLINE Vec(__m512d x) : v(x) {}
+  MINIDL_INLINE Vec(double s) : v(_mm512_set1_pd(s)) {}
+  static MINIDL_INLINE Mask lanes(int n) { return static_cast<Mask>((1u << n) - 1); }
+  static MINIDL_INLINE Vec load(const double* p) { return _mm512_loadu_pd(p); }
+  static MINIDL_INLINE Vec load(const double* p, int n) { return _mm512_maskz_loadu_pd(lanes(n), p); }
+  MINIDL_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  MINIDL_INLINE void store(double* p, int n) const { _mm512_mask_storeu_pd(p, lanes(n), v); }
+
+  friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return _mm512_add_pd(a.v, b.v); }
+  friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_pd(a.v, b.v); }
+  friend MINIDL_INLINE Vec operator*(Vec a, Vec b) { return _mm512_mul_pd(a.v, b.v); }
+  friend MINIDL_INLINE Vec operator/(Vec a, Vec b) { return _mm512_div_pd(a.v, b.v); }
+  friend MINIDL_INLINE Mask operator<(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ); }
+  friend MINIDL_INLINE Mask operator<=(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_LE_OQ); }
+  friend MINIDL_INLINE Mask operator==(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
+};
+MINIDL_INLINE Vec<double> neg(Vec<double> a) { return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0)); }
+MINIDL_INLINE Vec<double> fmadd(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fmadd_pd(a.v, b.v, c.v);
+}
+MINIDL_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a.v, b.v); }
+MINIDL_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a.v, b.v); }
+MINIDL_INLINE Vec<double> abs(Vec<double> a) { return _mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v); }
+MINIDL_INLINE Vec<double> sqrt(Vec<double> a) { return _mm512_sqrt_pd(a.v); }
+MINIDL_INLINE Vec<double> round(Vec<double> a) {
+  return _mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+MINIDL_INLINE Vec<double> select(__mmask8 m, Vec<double> a, Vec<double> b) {
+  return _mm512_mask_blend_pd(m, b.v, a.v);
+}
+MINIDL_INLINE Vec<double> copysign(Vec<double> a, Vec<double> s) {
+  const __m512d sign = _mm512_set1_pd(-0.0);
+  return _mm512_or_pd(_mm512_andnot_pd(sign, a.v), _mm512_and_pd(sign, s.v));
+}
+MINIDL_INLINE Vec<double> ldexp(Vec<double> x, Vec<double> n) { return _mm512_scalef_pd(x.v, n.v); }
+MINIDL_INLINE Vec<double> split_exponent(Vec<double> x, Vec<double>& e) {
+  e = _mm512_getexp_pd(x.v);
+  return _mm512_getmant_pd(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+}
+MINIDL_INLINE double reduce_add(Vec<double> a) { return _mm512_reduce_add_pd(a.v); }
+MINIDL_INLINE double reduce_max(Vec<double> a) { return _mm512_reduce_max_pd(a.v); }
+
+}  // namespace
+}  // namespace minidl::MINIDL_ISA

@@ -1,0 +1,167 @@
+// Elementary functions over Vec: exp, expm1, log, log1p, tanh, sigmoid, normal_cdf. Errors are 1 to 2 ulp (see
+// tests/test_activation.py, which holds the activations built on them against float64).
+//
+// Polynomials are the plain Taylor series, on intervals small enough that a term or two more than a minimax fit
+// needs is all they cost; so every constant can be checked by eye.
+#pragma once
+#include "vec.h"
+
+namespace minidl::MINIDL_ISA {
+namespace {
+
+template <class T>
+struct Constants;
+
+template <>
+struct Constants<float> {
+  static constexpr float log2e = 1.44269504f;
+  static constexpr float ln2_hi = 0.693359375f;  // 9 bits: n * ln2_hi is exact for every exponent n
+  static constexpr float ln2_lo = -2.12194440e-4f;
+  static constexpr float exp_max = 89.0f, exp_min = -104.0f;  // beyond: inf and 0
+  static constexpr float tanh_max = 10.0f;                    // beyond: 1 after rounding
+  static constexpr float min_normal = 1.17549435e-38f, denormal_scale = 16777216.0f, denormal_bits = 24.0f;
+  static constexpr int exp_terms = 7;   // r^7 / 7!, |r| <= ln2 / 2: relative error 5e-9
+  static constexpr int atanh_terms = 5; // s^11 / 11, |s| <= 0.172: relative error 5e-10
+};
+
+template <>
+struct Constants<double> {
+  static constexpr double log2e = 1.4426950408889634;
+  static constexpr double ln2_hi = 6.93147180369123816490e-01;  // 33 bits
+  static constexpr double ln2_lo = 1.90821492927058770002e-10;
+  static constexpr double exp_max = 710.0, exp_min = -746.0;
+  static constexpr double tanh_max = 20.0;
+  static constexpr double min_normal = 2.2250738585072014e-308, denormal_scale = 18014398509481984.0,
+                          denormal_bits = 54.0;
+  static constexpr int exp_terms = 13;   // relative error 4e-18
+  static constexpr int atanh_terms = 10; // relative error 2e-18
+};
+
+// e^r - 1 for |r| <= ln2 / 2: r + r^2 / 2! + ... + r^exp_terms / exp_terms!
+template <class T>
+MINIDL_INLINE Vec<T> expm1_series(Vec<T> r) {
+  constexpr int terms = Constants<T>::exp_terms;
+  T factorial = 1;
+  for (int i = 2; i <= terms; ++i) factorial *= static_cast<T>(i);
+  T coefficient = T(1) / factorial;
+  Vec<T> p = coefficient;
+  MINIDL_UNROLL for (int i = terms; i > 2; --i) {
+    factorial /= static_cast<T>(i);
+    p = fmadd(p, r, T(1) / factorial);
+  }
+  return fmadd(p * r, r, r);
+}
+
+// x = n ln2 + r: returns n, |r| <= ln2 / 2.
+template <class T>
+MINIDL_INLINE Vec<T> reduce_exponent(Vec<T> x, Vec<T>& r) {
+  using K = Constants<T>;
+  const Vec<T> n = round(x * K::log2e);
+  r = fmadd(n, -K::ln2_lo, fmadd(n, -K::ln2_hi, x));
+  return n;
+}
+
+template <class T>
+MINIDL_INLINE Vec<T> exp(Vec<T> x) {
+  using K = Constants<T>;
+  Vec<T> r;
+  const Vec<T> n = reduce_exponent(max(K::exp_min, min(K::exp_max, x)), r);
+  return ldexp(expm1_series(r) + T(1), n);
+}
+
+// e^x - 1 without cancellation near 0.
+template <class T>
+MINIDL_INLINE Vec<T> expm1(Vec<T> x) {
+  using K = Constants<T>;
+  Vec<T> r;
+  const Vec<T> n = reduce_exponent(max(K::exp_min, min(K::exp_max, x)), r);
+  return ldexp(expm1_series(r), n) + (ldexp(Vec<T>(T(1)), n) - T(1));
+}
+
+// log(m 2^e) = e ln2 + 2 atanh(s), s = (m - 1) / (m + 1), m in [sqrt(1/2), sqrt(2)).
+template <class T>
+MINIDL_INLINE Vec<T> log(Vec<T> x) {
+  using K = Constants<T>;
+  const auto tiny = x < K::min_normal;
+  Vec<T> e;
+  Vec<T> m = split_exponent(select(tiny, x * K::denormal_scale, x), e);
+  e = select(tiny, e - K::denormal_bits, e);
+  const auto upper = Vec<T>(T(1.41421356237309505)) < m;
+  m = select(upper, m * T(0.5), m);
+  e = select(upper, e + T(1), e);
+
+  const Vec<T> f = m - T(1);
+  const Vec<T> s = f / (f + T(2));
+  const Vec<T> s2 = s * s;
+  constexpr int terms = K::atanh_terms;
+  Vec<T> p = T(2) / static_cast<T>(2 * terms + 1);
+  MINIDL_UNROLL for (int i = terms - 1; i >= 1; --i) p = fmadd(p, s2, T(2) / static_cast<T>(2 * i + 1));
+  // 2 s = f - s f: so the leading term is f itself, exact.
+  const Vec<T> log_m = f - s * (f - s2 * p);
+  Vec<T> y = fmadd(e, K::ln2_hi, log_m + e * K::ln2_lo);
+
+  const T inf = static_cast<T>(__builtin_inf()), nan = static_cast<T>(__builtin_nan(""));
+  y = select(x == Vec<T>(inf), x, y);
+  y = select(x == Vec<T>(T(0)), -inf, y);
+  y = select(x < Vec<T>(T(0)), nan, y);
+  return select(x == x, y, x);
+}
+
+// log(1 + x) for x >= 0: the rounding error of 1 + x, to first order, is put back.
+template <class T>
+MINIDL_INLINE Vec<T> log1p(Vec<T> x) {
+  const Vec<T> u = x + T(1);
+  const Vec<T> lost = select(u < Vec<T>(static_cast<T>(1e30)), x - (u - T(1)), T(0));
+  return log(u) + lost / u;
+}
+
+template <class T>
+MINIDL_INLINE Vec<T> tanh(Vec<T> x) {
+  const Vec<T> t = expm1(min(Constants<T>::tanh_max, abs(x)) * T(2));
+  return copysign(t / (t + T(2)), x);
+}
+
+template <class T>
+MINIDL_INLINE Vec<T> sigmoid(Vec<T> x) {
+  return Vec<T>(T(1)) / (exp(neg(x)) + T(1));
+}
+
+// Horner's rule, coefficients from the constant term up.
+template <int N>
+MINIDL_INLINE Vec<float> polynomial(const float (&c)[N], Vec<float> x) {
+  Vec<float> p = c[N - 1];
+  MINIDL_UNROLL for (int i = N - 2; i >= 0; --i) p = fmadd(p, x, c[i]);
+  return p;
+}
+
+// Phi(x) = erfc(-x / sqrt 2) / 2, the standard normal distribution function. Below |z| = 1 a polynomial for
+// erf(z) / z in z^2 (relative error 1.3e-9), above it one for log erfc(z) (relative error 3e-8 up to z = 4, where
+// erfc is 1.5e-8 and drops below half an ulp of 1); both interpolate at Chebyshev nodes.
+MINIDL_INLINE Vec<float> normal_cdf(Vec<float> x) {
+  constexpr float erf_over_z[] = {1.128379166e+00f,  -3.761262667e-01f, 1.128359472e-01f, -2.685421201e-02f,
+                                  5.189087425e-03f,  -8.016864300e-04f, 7.875875102e-05f};
+  constexpr float log_erfc[] = {3.201380924e-04f,  -1.130233435e+00f, -6.318260513e-01f,
+                                  -1.100800832e-01f, 2.642113613e-02f,  -4.759596336e-03f,
+                                  5.968056344e-04f,  -4.605804368e-05f, 1.637151463e-06f};
+  const Vec<float> z = x * 0.707106781f;
+  const Vec<float> a = abs(z);
+  const Vec<float> inner = fmadd(z * 0.5f, polynomial(erf_over_z, z * z), 0.5f);
+  Vec<float> tail = exp(polynomial(log_erfc, min(4.0f, a))) * 0.5f;
+  tail = select(Vec<float>(4.0f) < a, 0.0f, tail);
+  const Vec<float> outer = select(z < Vec<float>(0.0f), tail, Vec<float>(1.0f) - tail);
+  return select(a < Vec<float>(1.0f), inner, outer);
+}
+// double is for checking gradients, not for speed: libm, lane by lane.
+MINIDL_INLINE Vec<double> normal_cdf(Vec<double> x) {
+  double lanes[Vec<double>::width];
+  x.store(lanes);
+  for (double& lane : lanes) lane = 0.5 * __builtin_erfc(-lane * 0.70710678118654752440);
+  return Vec<double>::load(lanes);
+}
+template <class T>
+MINIDL_INLINE Vec<T> normal_pdf(Vec<T> x) {
+  return exp(x * x * T(-0.5)) * T(0.39894228040143267794);
+}
+
+}  // namespace
+}  // namespace minidl::MINIDL_ISA

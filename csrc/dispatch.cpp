@@ -1,0 +1,95 @@
+#include "dispatch.h"
+
+#include <ATen/Parallel.h>
+
+#include <atomic>
+#include <cstdlib>
+
+#include "checks.h"
+#include "parallel.h"
+
+namespace minidl {
+
+#define MINIDL_FOR_EACH_ISA_1(f, a) f(a)
+#define MINIDL_FOR_EACH_ISA_2(f, a, b) f(a) f(b)
+#define MINIDL_FOR_EACH_ISA_3(f, a, b, c) f(a) f(b) f(c)
+#define MINIDL_COUNT(a, b, c, n, ...) n
+#define MINIDL_FOR_EACH_(f, ...)                                                                       \
+  MINIDL_COUNT(__VA_ARGS__, MINIDL_FOR_EACH_ISA_3, MINIDL_FOR_EACH_ISA_2, MINIDL_FOR_EACH_ISA_1, 0)  \
+  (f, __VA_ARGS__)
+#define MINIDL_FOR_EACH(f, ...) MINIDL_FOR_EACH_(f, __VA_ARGS__)
+
+// MINIDL_ISAS is the build's list, slowest first.
+#define DECLARE_TABLE(isa) \
+  namespace isa {          \
+  extern const Kernels kernels; \
+  }
+MINIDL_FOR_EACH(DECLARE_TABLE, MINIDL_ISAS)
+#undef DECLARE_TABLE
+
+namespace {
+
+bool machine_runs(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == "avx512") {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return true;  // scalar anywhere, neon on every arm64
+}
+
+const std::vector<const Kernels*>& tables() {
+  static const std::vector<const Kernels*> all = [] {
+    std::vector<const Kernels*> found;
+    for (const Kernels* table : {
+#define TABLE_ADDRESS(isa) &isa::kernels,
+             MINIDL_FOR_EACH(TABLE_ADDRESS, MINIDL_ISAS)
+#undef TABLE_ADDRESS
+         }) {
+      if (machine_runs(table->name)) found.push_back(table);
+    }
+    return found;
+  }();
+  return all;
+}
+
+const Kernels* table_named(const std::string& name) {
+  std::string names;
+  for (const Kernels* table : tables()) {
+    if (name == table->name) return table;
+    names += std::string(names.empty() ? "" : ", ") + table->name;
+  }
+  TORCH_CHECK_VALUE(false, "minidl: no kernels for ISA '", name, "' on this machine; available: ", names);
+}
+
+std::atomic<const Kernels*>& cpu_table() {
+  static std::atomic<const Kernels*> current = [] {
+    const char* wanted = std::getenv("MINIDL_ISA");
+    return wanted && *wanted ? table_named(wanted) : tables().back();
+  }();
+  return current;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Kernels* table : tables()) names.emplace_back(table->name);
+  return names;
+}
+
+std::string isa() { return cpu_table().load()->name; }
+
+void set_isa(const std::string& name) { cpu_table().store(table_named(name)); }
+
+const Kernels& kernels_for(const at::Tensor& x, const char* op) {
+  TORCH_CHECK_NOT_IMPLEMENTED(x.is_cpu(), "minidl::", op, ": no kernels for device ", x.device(),
+                              "; this build has CPU kernels only (see `minidl doctor`)");
+  return *cpu_table().load(std::memory_order_relaxed);
+}
+
+Context context_for(const at::Tensor&) { return {.threads = at::get_num_threads(), .workspace = thread_workspace}; }
+
+}  // namespace minidl

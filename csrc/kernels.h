@@ -1,0 +1,118 @@
+// The contract between csrc/ops (torch-facing) and the backends (torch-free).
+//
+// A backend is one constant of type Kernels: a table of function pointers, filled by one file per instruction
+// set (csrc/cpu/table.cpp, compiled once per ISA). Kernels include no torch, allocate nothing, throw nothing,
+// and own their edges: every size, 0 included, is legal. The kernels themselves are listed, each with its
+// contract, in kernels.def.
+//
+// Rules that hold for every kernel:
+//   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is last;
+//   - tensors are dense and row-major unless strides are passed; pointers may be unaligned (views);
+//   - n == 0 (or any zero dimension) writes what the mathematics says (an empty sum is 0) and reads nothing;
+//   - NaN in, NaN out, exactly where torch's own kernel does so;
+//   - same inputs, same bits, whatever the number of threads: reductions run in a fixed order.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace minidl {
+
+// How a kernel reaches what it may not own: the stream it is ordered on and scratch memory.
+struct Context {
+  void* stream = nullptr;  // cudaStream_t; unused on the CPU
+  int threads = 1;         // upper bound on parallelism; must not change any result
+  // Uninitialised scratch of at least `bytes`, 64-byte aligned, on the backend's device, valid until the kernel
+  // returns. At most one call per kernel, from the launching thread.
+  void* (*workspace)(size_t bytes) = nullptr;
+};
+
+enum class ActivationKind { none, relu, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu, softplus };
+
+struct Activation {
+  ActivationKind kind = ActivationKind::none;
+  double alpha = 0;  // leaky_relu: negative_slope; softplus: beta
+  double beta = 0;   // softplus: threshold
+};
+
+// A batch of matrices: element (i, j) of matrix s is data[s * batch_stride + i * row_stride + j * col_stride].
+// Any strides, 0 (expanded) included.
+template <class T>
+struct MatrixView {
+  const T* data;
+  int64_t row_stride, col_stride;
+  int64_t batch_stride = 0;
+};
+
+// What happens to a finished tile of C while it is still in registers: c = activation(c + bias).
+template <class T>
+struct Epilogue {
+  const T* bias = nullptr;  // one per column of C, or nullptr
+  Activation activation{};
+};
+
+enum class LossKind { mse, l1, smooth_l1, huber, bce, bce_with_logits };
+enum class Reduction { none, mean, sum };
+
+struct LossParams {
+  LossKind kind;
+  Reduction reduction;
+  double beta = 1;  // smooth_l1: beta; huber: delta
+};
+
+// Logits of shape (outer, classes, inner): row (o, i) has its classes `inner` elements apart.
+struct ClassShape {
+  int64_t outer, classes, inner;
+};
+
+// The target of a classification loss: exactly one of index and probability is set.
+template <class T>
+struct ClassTarget {
+  const int64_t* index = nullptr;  // (outer, inner); values in [0, classes) or == ignore_index
+  const T* probability = nullptr;  // (outer, classes, inner)
+  const T* weight = nullptr;       // (classes), or nullptr for ones
+  int64_t ignore_index = -100;
+  double label_smoothing = 0;
+};
+
+// One parameter tensor of an optimizer step, with its gradient, state and step-dependent scalars.
+// State pointers that the algorithm does not use are nullptr.
+template <class T>
+struct OptimizerTensor {
+  T* p;
+  const T* g;
+  T* state[3];  // sgd: {momentum_buffer}; rmsprop: {square_avg, momentum_buffer, grad_avg};
+                // adam: {exp_avg, exp_avg_sq, max_exp_avg_sq}
+  int64_t n;
+  double correction1, correction2;  // adam: 1 - beta1^t, sqrt(1 - beta2^t)
+  bool first;                       // sgd: the momentum buffer is to be initialised with the gradient
+};
+
+struct SgdParams {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+};
+
+struct RmspropParams {
+  double lr, alpha, eps, weight_decay, momentum;
+  bool centered, maximize;
+};
+
+struct AdamParams {
+  double lr, beta1, beta2, eps, weight_decay;
+  bool amsgrad, maximize, decoupled;  // decoupled: AdamW's weight decay
+};
+
+template <class T>
+struct KernelsOf {
+#define KERNEL(name, ...) void (*name)(__VA_ARGS__);
+#include "kernels.def"
+#undef KERNEL
+};
+
+struct Kernels {
+  const char* name;  // "scalar", "avx2", "avx512", "neon", "cuda"
+  KernelsOf<float> f32;
+  KernelsOf<double> f64;
+};
+
+}  // namespace minidl

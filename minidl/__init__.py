@@ -1,0 +1,28 @@
+"""minidl: a mini deep-learning framework on PyTorch, computed by kernels written here.
+
+``import minidl.nn as nn``, ``import minidl.functional as F`` and ``import minidl.optim as optim`` stand where
+torch's modules of these names stood.
+"""
+
+import torch
+
+from minidl import _build_info
+
+__version__ = _build_info.version
+
+
+def _release(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+# Before the extension is loaded: with another torch it fails on an undefined symbol, which tells nobody anything.
+if _release(torch.__version__) != _release(_build_info.torch):
+    raise ImportError(
+        f"minidl was built for torch {_build_info.torch}, but torch {torch.__version__} is installed.\n"
+        "Build it again for this torch, in the folder that holds minidl's source:\n"
+        "    pip install --force-reinstall --no-deps --no-cache-dir ."
+    )
+
+from minidl import _C, functional, nn, optim  # noqa: E402
+
+__all__ = ["_C", "__version__", "functional", "nn", "optim"]
