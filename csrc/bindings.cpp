@@ -18,5 +18,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", torch::wrap_pybind_function(set_isa), py::arg("name"));
 
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
+  OP(matmul, py::arg("a"), py::arg("b"));
+  OP(linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("activation") = "none");
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }
