@@ -11,9 +11,7 @@ from torch import Tensor
 
 from .harness import Case, Library, Source, Work
 
-STILL = (
-    1e-12  # a learning rate that leaves the model where it is, so that every timed step does the same work
-)
+STILL = 1e-12  # a learning rate that leaves the model where it is: every timed step does the same work
 
 
 class Model(NamedTuple):
