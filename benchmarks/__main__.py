@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import sys
@@ -15,9 +16,9 @@ import torch
 
 from . import report
 from .ceiling import Ceilings
-from .harness import TIERS, Case, Environment, Row, bench, minidl_library
+from .harness import TIERS, Case, Effort, Environment, Row, bench, minidl_library
 
-BUDGET = {"quick": 0.2, "default": 0.6, "full": 1.0}  # seconds of timing a case and thread count
+EFFORT = {"quick": Effort(0.2), "default": Effort(0.6, patience=4), "full": Effort(1.0, patience=4)}
 QUICK_TOTAL = 20.0  # seconds of timing in all, so that set-up, checks and ceilings fit into the same minute
 
 
@@ -87,18 +88,20 @@ def run(cases: Sequence[Case], threads: Sequence[int], tier: str) -> list[Row]:
 
     torch.set_float32_matmul_precision("highest")
     ours, ceilings, where = minidl_library(), Ceilings(_C.fma_loop), environment(_C.isa())
-    budget = BUDGET[tier]
+    effort = EFFORT[tier]
     if tier == "quick":
-        budget = min(budget, QUICK_TOTAL / max(1, len(cases) * len(threads)))
+        effort = Effort(min(effort.budget, QUICK_TOTAL / max(1, len(cases) * len(threads))))
     rows = []
     before = torch.get_num_threads()
+    gc.freeze()  # torch's own objects live on: the collection before each timing need not look at them
     try:
         for count in threads:
             for case in cases:
-                for row in bench(case, ours, ceilings, count, budget, where):
+                for row in bench(case, ours, ceilings, count, effort, where):
                     print(report.line(row), flush=True)
                     rows.append(row)
     finally:
+        gc.unfreeze()
         torch.set_num_threads(before)
     return rows
 

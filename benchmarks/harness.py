@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ TIERS: tuple[Tier, ...] = ("quick", "default", "full")
 # Long against the clock's resolution, short against a scheduler's quantum: a stall spoils one block.
 BLOCK_NS = 500_000
 MIN_ROUNDS, MAX_ROUNDS = 7, 2000
+SETTLED = 0.02  # relative spread of a ratio over the root of its rounds, about its standard error
 # The project's rule for float32: at most twice torch's own error against float64, plus some last places.
 ERROR_FACTOR, ERROR_FLOOR = 2.0, 16 * torch.finfo(torch.float32).eps
 
@@ -210,12 +212,25 @@ def calibrate(run: Callable[[], Any]) -> int:
     return loops
 
 
-def measure(runs: Mapping[str, Callable[[], Any]], budget: float, seed: int = 0) -> dict[str, np.ndarray]:
+def settled(times: Mapping[str, list[float]]) -> bool:
+    """Whether every ratio's median is known well, by its spread alone: who wins plays no part."""
+    ours = np.asarray(times["ours"])
+    for other in times.values():
+        median, p20, p80 = np.quantile(np.asarray(other) / ours, (0.5, 0.2, 0.8))
+        if (p80 - p20) / math.sqrt(len(ours)) > SETTLED * median:
+            return False
+    return True
+
+
+def measure(
+    runs: Mapping[str, Callable[[], Any]], budget: float, patience: float = 1.0, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Microseconds a call of each side, one block a round, in a random order within each round.
 
     Not torch.utils.benchmark: its Timer measures one statement to the end before the next begins, so that a
     drifting clock or a busy neighbour lands on one side. Here a round's blocks are neighbours in time, and
-    the ratio is taken inside a round.
+    the ratio is taken inside a round. Where a busy machine blurs the ratio, up to `patience` times the budget
+    is spent on more rounds.
     """
     loops = {name: calibrate(run) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -223,18 +238,20 @@ def measure(runs: Mapping[str, Callable[[], Any]], budget: float, seed: int = 0)
     gc.collect()
     gc.disable()
     try:
-        end, rounds = perf_counter() + budget, 0
-        while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and perf_counter() < end):
+        start = perf_counter()
+        for done in range(1, MAX_ROUNDS + 1):
             rng.shuffle(order)
             for name in order:
                 times[name].append(block_ns(runs[name], loops[name]) / loops[name] / 1e3)
-            rounds += 1
+            spent = perf_counter() - start
+            if done >= MIN_ROUNDS and spent > budget and (spent > patience * budget or settled(times)):
+                break
     finally:
         gc.enable()
     return {name: np.asarray(t) for name, t in times.items()}
 
 
-def quantiles(values: np.ndarray, name: str, median: str) -> dict[str, float]:
+def quantiles(values: np.ndarray, name: str, median: str) -> dict[str, Any]:
     keys = (median, f"{name}_p20", f"{name}_p80")
     return dict(zip(keys, map(float, np.quantile(values, (0.5, 0.2, 0.8))), strict=True))
 
@@ -252,8 +269,15 @@ def against_ceiling(case: Case, ceilings: Ceilings, microseconds: float) -> dict
     return {"rate": amount / seconds / 1e9, "unit": unit, "share": floor / seconds, "limit": limit}
 
 
+class Effort(NamedTuple):
+    """Seconds of timing a case, and how many times that where the machine is noisy."""
+
+    budget: float
+    patience: float = 1.0
+
+
 def bench(
-    case: Case, ours: Library, ceilings: Ceilings, threads: int, budget: float, environment: Environment
+    case: Case, ours: Library, ceilings: Ceilings, threads: int, effort: Effort, environment: Environment
 ) -> list[Row]:
     """Check and time one case at one thread count: a row a rival, or one row that says why it was refused."""
     torch.set_num_threads(threads)
@@ -266,12 +290,12 @@ def bench(
         sides |= {name: setup(theirs, f32) for name, setup in case.rivals.items()}
         with torch.set_grad_enabled(case.mode != "forward"):
             errors = verify(sides, case.setup(theirs, f64))
-            times = measure({name: work.run for name, work in sides.items()}, budget)
+            times = measure({name: work.run for name, work in sides.items()}, *effort)
     except Exception as reason:  # a case that raises is a finding to report, not the end of the run
         return [row("torch", refused=f"{type(reason).__name__}: {reason}".splitlines()[0])]
 
     mine = times.pop("ours")
-    common: dict[str, Any] = quantiles(mine, "ours", "ours_us")
+    common = quantiles(mine, "ours", "ours_us")
     common |= against_ceiling(case, ceilings, common["ours_us"])
     common |= {"ours_error": errors["ours"], "rounds": len(mine)}
     return [

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -108,9 +109,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     sides = [side for side in columns(heights) if side]
     tall = max(sum(heights[i] for i in side) for side in sides)
-    figure = Figure(figsize=(13, 1.2 + 0.21 * tall), layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=(13, 1.2 + 0.21 * tall), layout=ConstrainedLayoutEngine(h_pad=0.1), facecolor="white"
+    )
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(h_pad=0.1)
     figure.suptitle(
         "Time of torch / time of minidl: a dot a row (bigger: longer calls), its bar from p20 to p80",
         fontsize=13,

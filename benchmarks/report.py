@@ -55,13 +55,14 @@ def is_loss(row: Row) -> bool:
     return bool(row.refused) or not row.ratio >= 0.995
 
 
-def microseconds(value: float) -> str:
+def digits(value: float) -> str:
     """Three digits that matter, never in scientific notation."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if 0 < value < 100 else f"{value:.0f}"
+    places = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:.{max(0, places)}f}"
 
 
 def share(row: Row) -> str:
-    return f"{row.rate:.3g} {row.unit}, {row.share:.0%} of {row.limit}" if row.limit else ""
+    return f"{digits(row.rate)} {row.unit}, {row.share:.0%} of {row.limit}" if row.limit else ""
 
 
 HEADER = (
@@ -77,7 +78,7 @@ def line(row: Row) -> str:
         text += f"  REFUSED {row.refused}"
     else:
         spread = f"{row.ratio_p20:.2f}-{row.ratio_p80:.2f}"
-        text += f"{microseconds(row.ours_us):>10}{microseconds(row.rival_us):>10}{row.ratio:>7.2f}"
+        text += f"{digits(row.ours_us):>10}{digits(row.rival_us):>10}{row.ratio:>7.2f}"
         text += f"{'<' if is_loss(row) else ' '} {spread:<12} {share(row)}"
     red = is_loss(row) and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     return f"\033[31m{text}\033[0m" if red else text.rstrip()
@@ -96,7 +97,7 @@ def markdown_table(rows: Iterable[Row]) -> str:
             continue
         ratio = f"🔴 {r.ratio:.2f}" if is_loss(r) else f"**{r.ratio:.2f}**"
         lines.append(
-            f"{start} {microseconds(r.rival_us)} | {microseconds(r.ours_us)} | {ratio} "
+            f"{start} {digits(r.rival_us)} | {digits(r.ours_us)} | {ratio} "
             f"| {r.ratio_p20:.2f}–{r.ratio_p80:.2f} | {share(r)} | {r.ours_error:.0e} / {r.rival_error:.0e} |"
         )
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter, sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +39,7 @@ def no_fma(dtype: torch.dtype, iterations: int) -> float:
 
 
 def bench(ours: Library, case: Case = RELU) -> list[Row]:
-    return harness.bench(case, ours, ceiling.Ceilings(no_fma), 1, 0.05, HERE)
+    return harness.bench(case, ours, ceiling.Ceilings(no_fma), 1, harness.Effort(0.05), HERE)
 
 
 def slow(x: Tensor) -> Tensor:
@@ -130,12 +131,26 @@ def test_sides_take_turns_in_random_order(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(harness, "calibrate", lambda run: 1)
     monkeypatch.setattr(harness, "MIN_ROUNDS", 40)
     calls: list[str] = []
-    times = harness.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, budget=0)
-    rounds = [
-        "".join(calls[i : i + 4]) for i in range(0, len(calls), 4)
-    ]  # each block: one warm call, one timed
-    assert set(rounds) == {"aabb", "bbaa"}
-    assert len(rounds) == len(times["a"]) == len(times["b"]) == 40
+    runs = {"ours": lambda: calls.append("o"), "torch": lambda: calls.append("t")}
+    times = harness.measure(runs, budget=0, patience=0)
+    rounds = ["".join(calls[i : i + 4]) for i in range(0, len(calls), 4)]  # a block: a warm call, a timed one
+    assert set(rounds) == {"oott", "ttoo"}
+    assert len(rounds) == len(times["ours"]) == len(times["torch"]) == 40
+
+
+@pytest.mark.parametrize(("ratios", "enough"), [([1.0, 1.01] * 50, True), ([0.2, 5.0] * 50, False)])
+def test_noise_is_what_keeps_the_rounds_going(ratios: list[float], enough: bool) -> None:
+    for scale in (0.1, 1.0, 10.0):  # and not who wins
+        times = {"ours": [1.0] * len(ratios), "torch": [scale * r for r in ratios]}
+        assert harness.settled(times) is enough
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "calibrate", lambda run: 1)
+    monkeypatch.setattr(harness, "settled", lambda times: False)
+    start = perf_counter()
+    harness.measure({"ours": lambda: sleep(1e-4), "torch": lambda: sleep(1e-4)}, budget=0.02, patience=4)
+    assert 0.08 < perf_counter() - start < 2
 
 
 def test_a_stall_does_not_fool_the_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +194,10 @@ def test_quick_is_part_of_default_is_part_of_full() -> None:
 @pytest.mark.parametrize("case", cli.select(cli.stems(), "quick"), ids=str)
 def test_every_side_of_a_case_does_the_same_work(case: Case) -> None:
     theirs = harness.torch_library()
-    sides = {"ours": case.setup(theirs, torch.float32), "torch": case.setup(theirs, torch.float32)}
+    sides = {
+        "ours": case.setup(harness.minidl_library(), torch.float32),
+        "torch": case.setup(theirs, torch.float32),
+    }
     sides |= {name: rival(theirs, torch.float32) for name, rival in case.rivals.items()}
     errors = harness.verify(sides, case.setup(theirs, torch.float64))
     assert max(errors.values()) < 1e-5
@@ -192,7 +210,7 @@ def test_every_side_of_a_case_does_the_same_work(case: Case) -> None:
 def run_main(monkeypatch: pytest.MonkeyPatch, out: Path, relu: Callable[[Tensor], Tensor], *argv: str) -> int:
     monkeypatch.setattr(cli, "select", lambda stems, tier: [RELU])
     monkeypatch.setattr(cli, "minidl_library", lambda: library(relu))
-    monkeypatch.setattr(cli, "BUDGET", {"quick": 0.02, "default": 0.02, "full": 0.02})
+    monkeypatch.setattr(cli, "EFFORT", dict.fromkeys(harness.TIERS, harness.Effort(0.02)))
     return cli.main(["--threads", "1", "--out", str(out), *argv])
 
 
@@ -313,7 +331,7 @@ def test_the_plot_is_drawn_with_and_without_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.1234, "0.123"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234"), (0, "0")]
+    ("value", "text"), [(0.1234, "0.123"), (1.234, "1.23"), (12.34, "12.3"), (1234.6, "1235"), (0, "0")]
 )
-def test_microseconds_keep_three_digits(value: float, text: str) -> None:
-    assert report.microseconds(value) == text
+def test_three_digits_and_no_exponent(value: float, text: str) -> None:
+    assert report.digits(value) == text
