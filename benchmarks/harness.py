@@ -292,7 +292,7 @@ def bench(
             errors = verify(sides, case.setup(theirs, f64))
             times = measure({name: work.run for name, work in sides.items()}, *effort)
     except Exception as reason:  # a case that raises is a finding to report, not the end of the run
-        return [row("torch", refused=f"{type(reason).__name__}: {reason}".splitlines()[0])]
+        return [row(rival="torch", refused=f"{type(reason).__name__}: {reason}".splitlines()[0])]
 
     mine = times.pop("ours")
     common = quantiles(mine, "ours", "ours_us")
@@ -300,7 +300,7 @@ def bench(
     common |= {"ours_error": errors["ours"], "rounds": len(mine)}
     return [
         row(
-            name,
+            rival=name,
             **common,
             **quantiles(other, "rival", "rival_us"),
             **quantiles(other / mine, "ratio", "ratio"),
