@@ -48,9 +48,10 @@ def stream_rate(size: int) -> float:
 def fma_rate(fma_loop: FmaLoop) -> float:
     """Floating-point operations a second in registers alone, float32, on torch's current threads."""
     iterations = 1000
-    while (seconds := best_seconds(partial(fma_loop, torch.float32, iterations), spend=0)) < 5e-3:
-        iterations *= 2 if seconds > 1e-3 else 5
-    seconds = best_seconds(partial(fma_loop, torch.float32, iterations), spend=0.2)
+    # A millisecond: long against starting the threads, short enough to slip between a neighbour's turns.
+    while best_seconds(partial(fma_loop, torch.float32, iterations), spend=0) < 1e-3:
+        iterations *= 2
+    seconds = best_seconds(partial(fma_loop, torch.float32, iterations), spend=0.3)
     return fma_loop(torch.float32, iterations) / seconds
 
 
