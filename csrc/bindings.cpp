@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "ops/ops.h"
+#include "optimizer_bindings.h"
 
 namespace py = pybind11;
 using namespace minidl;
@@ -18,5 +19,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", torch::wrap_pybind_function(set_isa), py::arg("name"));
 
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
+  bind_optimizers(m);
+
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }
