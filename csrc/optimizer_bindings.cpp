@@ -47,10 +47,9 @@ py::handle option(const py::dict& group) {
 }
 
 // Any number, a tensor of one element included.
-double to_number(const py::handle x) {
-  const double value = PyFloat_AsDouble(x.ptr());
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
+double to_number(py::handle x) {
+  if (THPVariable_Check(x.ptr())) return THPVariable_Unpack(x.ptr()).detach().item().toDouble();
+  return x.cast<double>();
 }
 
 template <Literal name>
@@ -126,6 +125,7 @@ bool run(const py::dict& group, const py::dict& state, std::initializer_list<PyO
   check_off<"capturable">(group);
   const auto tensors = gather(group, state, names);
   if (!tensors) return false;
+  if (tensors->params.empty()) return true;  // the dispatcher has nothing to go by
   const py::gil_scoped_release no_gil;
   const at::NoGradGuard no_grad;
   step(*tensors);

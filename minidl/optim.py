@@ -37,6 +37,8 @@ class _KernelStep(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; return what ``closure``, which may compute them, returned."""
         args = (self,) if closure is None else (self, closure)
+        if torch.compiler.is_compiling():
+            return _untraced_step(*args)
         return _watched_step(*args) if _is_watched(self) else _step(*args)
 
     # torch wraps the step of each class in a profiler range and calls of hooks, unless it is marked so: both together
@@ -59,6 +61,7 @@ def _step(self: _KernelStep, closure: Callable[[], Any] | None = None) -> Any:
 
 
 _watched_step = Optimizer.profile_hook_step(_step)
+_untraced_step = torch._disable_dynamo(_watched_step)  # for torch.compile a step is a break in the graph
 
 
 def _is_watched(optimizer: Optimizer) -> bool:
@@ -69,6 +72,10 @@ def _is_watched(optimizer: Optimizer) -> bool:
         or _global_optimizer_post_hooks
         or torch.autograd._profiler_enabled()
     )
+
+
+def _number(option: float | Tensor) -> float:
+    return option.item() if isinstance(option, Tensor) else option
 
 
 class SGD(_KernelStep, torch.optim.SGD):
@@ -85,7 +92,7 @@ class SGD(_KernelStep, torch.optim.SGD):
         self._init_group(group, params, grads, found)
         first = [i for i, buffer in enumerate(found) if buffer is None]
         buffers = [torch.empty_like(p) if b is None else b for p, b in zip(params, found, strict=True)]
-        numbers = {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
+        numbers = {name: _number(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
         flags = {name: bool(group[name]) for name in ("nesterov", "maximize")}
         torch.ops.minidl.sgd_step(params, grads, buffers, first, **numbers, **flags)
         for param, buffer in zip(params, buffers, strict=True):

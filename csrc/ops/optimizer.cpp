@@ -35,8 +35,6 @@ void check_written(const char* op, const Tensor& param, const char* name, const 
 }
 
 void check_gradient(const char* op, const Tensor& param, const Tensor& grad) {
-  TORCH_CHECK(grad.layout() == at::kStrided, "minidl::", op, " does not support sparse gradients (layout ",
-              grad.layout(), "); please consider an optimizer of torch.optim that does, such as SparseAdam");
   check_dtype(op, param);
   check_same_dtype(op, "param", param, "grad", grad);
   check_same_shape(op, "param", param, "grad", grad);
@@ -200,7 +198,9 @@ void rmsprop_step(TensorList params, TensorList grads, TensorList square_avgs, T
   const RmspropParams s = {lr, alpha, eps, weight_decay, momentum, maximize};
   update(
       u, [&](auto&, size_t i) { count_step(steps[i]); },
-      [&](const auto& k, auto* rows, int64_t count, const Context& ctx) { k.rmsprop_step(rows, count, s, ctx); });
+      [&](const auto& k, auto* rows, int64_t count, const Context& ctx) {
+        k.rmsprop_step(rows, count, s, ctx);
+      });
 }
 
 void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
@@ -221,20 +221,27 @@ void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
         row.correction1 = 1 - std::pow(beta1, step);
         row.correction2 = std::sqrt(1 - std::pow(beta2, step));
       },
-      [&](const auto& k, auto* rows, int64_t count, const Context& ctx) { k.adam_step(rows, count, s, ctx); });
+      [&](const auto& k, auto* rows, int64_t count, const Context& ctx) {
+        k.adam_step(rows, count, s, ctx);
+      });
 }
 
-// What the Autograd key calls: the update itself, unless a graph is wanted.
+// What the Autograd key calls: the update itself, unless a graph is wanted, or something is sparse: the
+// dispatcher would say that in a page of keys.
 template <auto op, class Signature>
 struct WithoutGraph;
 template <auto op, class... Args>
 struct WithoutGraph<op, void(TensorList, TensorList, Args...)> {
   static void call(TensorList params, TensorList grads, Args... args) {
-    const auto no_graph = [](TensorList list) {
-      return std::none_of(list.begin(), list.end(), [](const Tensor& x) { return needs_graph(x); });
-    };
-    TORCH_CHECK(no_graph(params) && no_graph(grads), "minidl: an optimizer step has no derivative; ",
-                "call it under torch.no_grad()");
+    for (const TensorList list : {params, grads}) {
+      for (const Tensor& x : list) {
+        TORCH_CHECK(!needs_graph(x),
+                    "minidl: an optimizer step has no derivative; call it under torch.no_grad()");
+        TORCH_CHECK(x.layout() == at::kStrided,
+                    "minidl.optim does not support sparse gradients or parameters; "
+                    "please consider an optimizer of torch.optim that does, such as SparseAdam");
+      }
+    }
     at::AutoDispatchBelowADInplaceOrView guard;
     op(params, grads, args...);
   }
