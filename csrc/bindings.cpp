@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "ops/ops.h"
+#include "optimizer_bindings.h"
 #include "parallel.h"
 
 namespace py = pybind11;
@@ -22,5 +23,6 @@ PYBIND11_MODULE(_C, m) {
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   OP(matmul, py::arg("a"), py::arg("b"));
   OP(linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("activation") = "none");
+  bind_optimizers(m);
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }
