@@ -1,8 +1,8 @@
 """Image data for the lessons: found on this machine, downloaded, or the small digits of scikit-learn.
 
-`load()` is the way in. It says in one line which data set it uses and where that came from. IDX files have the
-same four names whatever is inside, so a set is called "MNIST" or "Fashion-MNIST" only when its pixels and labels
-are exactly those: the name comes from a checksum of the content.
+`load()` is the way in. It says in one line which data set it uses and where that came from. IDX files have
+the same four names whatever is inside, so a set is called "MNIST" or "Fashion-MNIST" only when its pixels and
+labels are exactly those: the name comes from a checksum of the content.
 """
 
 import gzip
@@ -178,7 +178,7 @@ def digits() -> Dataset:
 
 
 def read_folder(place: Place) -> Dataset:
-    """Read the four IDX files of a folder, plain or .gz. Raises DataError if one is missing, broken or unfit."""
+    """Read the four IDX files of a folder. Raises DataError where one is missing, broken or unfit."""
     paths = [_locate(place.folder, name) for name in FILES]
     arrays = [read_idx(path, ndim=3 if "images" in path.name else 1) for path in paths]
     train_x, train_y, test_x, test_y = arrays
