@@ -21,7 +21,7 @@ BLUE, ORANGE, INK, GREY, PALE = "#2563eb", "#ea580c", "#1f2937", "#6b7280", "#e5
 
 def loss_curve(losses: Sequence[float], title: str, ylabel: str) -> Figure:
     """The loss after each epoch, on a logarithmic scale."""
-    figure = _figure(6.4, 4.2, title)
+    figure = _figure(6.4, 4.5, title)
     axes = figure.subplots()
     axes.plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=2)
     axes.set_yscale("log")
@@ -32,7 +32,7 @@ def loss_curve(losses: Sequence[float], title: str, ylabel: str) -> Figure:
 
 def loss_and_accuracy(losses: Sequence[float], accuracies: Sequence[float], title: str) -> Figure:
     """Left the loss of each step and its running mean, right the test accuracy after each epoch."""
-    figure = _figure(9.6, 4.2, title)
+    figure = _figure(9.6, 4.6, title)
     left, right = figure.subplots(1, 2)
     window = max(1, len(losses) // 50)
     smooth = torch.tensor(losses).unfold(0, window, 1).mean(dim=1).tolist()
@@ -61,7 +61,7 @@ def line_fit(
     points: Sequence[tuple[float, float]], lines: Sequence[tuple[int, float, float, float]], title: str
 ) -> Figure:
     """The points, and the line at several epochs, oldest first: (epoch, weight, bias, prediction at 5)."""
-    figure = _figure(7.2, 4.6, title)
+    figure = _figure(7.2, 5.0, title)
     axes = figure.subplots()
     for rank, (epoch, weight, bias, _) in enumerate(lines[:-1]):
         alpha = 0.25 + 0.55 * rank / len(lines)
@@ -126,7 +126,7 @@ def predictions(images: Tensor, truth: Tensor, guesses: Tensor, labels: Sequence
     """24 of the images (N, 1, H, W): some that the model gets right, then up to 8 that it gets wrong."""
     wrong = (guesses != truth).nonzero().flatten()[:8]
     right = (guesses == truth).nonzero().flatten()[: 24 - len(wrong)]
-    figure = _figure(9.6, 5.2, title)
+    figure = _figure(9.6, 5.4, title)
     panels = figure.subplots(3, 8).flat
     for axes in panels:
         axes.axis("off")
@@ -145,7 +145,7 @@ def confusion(truth: Tensor, guesses: Tensor, labels: Sequence[str], title: str)
     count = len(labels)
     table = torch.bincount(truth * count + guesses, minlength=count * count).reshape(count, count)
     share = table / table.sum(dim=1, keepdim=True).clamp(min=1)
-    figure = _figure(7.0, 6.8, title)
+    figure = _figure(7.0, 7.2, title)
     axes = figure.subplots()
     # The square root lets the few mistakes show beside the many right ones.
     axes.imshow(share.sqrt(), cmap=_colours("#ffffff", BLUE), vmin=0, vmax=1)
@@ -165,12 +165,14 @@ def confusion(truth: Tensor, guesses: Tensor, labels: Sequence[str], title: str)
 def _figure(width: float, height: float, title: str) -> Figure:
     """An empty figure, sizes in inches. `title` is a headline and, after a newline, a smaller line."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    head, edge = 0.62 / height, 0.08  # the share of the height for the two lines; inches
+    rect = (edge / width, edge / height, 1 - 2 * edge / width, 1 - head - edge / height)
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(rect=rect))
     headline, _, below = title.partition("\n")
-    # The headline keeps room for two lines; constrained layout knows nothing of a figure's other texts.
-    figure.suptitle(f"{headline}\n", fontsize=12, color=INK, fontweight="bold", y=1 - 0.1 / height)
-    figure.text(0.5, 1 - 0.32 / height, below, fontsize=9.5, color=GREY, ha="center", va="top")
+    figure.text(0.5, 1 - 0.12 / height, headline, size=13, color=INK, weight="bold", ha="center", va="top")
+    figure.text(0.5, 1 - 0.37 / height, below, size=9.5, color=GREY, ha="center", va="top")
     return figure
 
 
