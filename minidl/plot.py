@@ -92,7 +92,7 @@ def decision_boundary(
     extent = (*limits, *limits)
     for axes, (epoch, grid) in zip(panels.flat, snapshots, strict=False):
         image = axes.imshow(
-            grid,
+            grid.numpy(),
             origin="lower",
             extent=extent,
             cmap=colours,
@@ -102,9 +102,9 @@ def decision_boundary(
             interpolation="bilinear",
         )
         if grid.min() < 0.5 < grid.max():
-            axes.contour(grid, levels=[0.5], extent=extent, colors=INK, linewidths=1.5)
+            axes.contour(grid.numpy(), levels=[0.5], extent=extent, colors=INK, linewidths=1.5)
         for label, colour in ((0, BLUE), (1, ORANGE)):
-            mine = x[y == label]
+            mine = x[y == label].numpy()
             size = 90 if len(x) <= 10 else 28
             axes.scatter(mine[:, 0], mine[:, 1], color=colour, edgecolor="white", s=size, zorder=3)
         axes.set_title(f"epoch {epoch}", fontsize=10, color=INK)
@@ -131,7 +131,7 @@ def predictions(images: Tensor, truth: Tensor, guesses: Tensor, labels: Sequence
     for axes in panels:
         axes.axis("off")
     for axes, index in zip(figure.axes, [*right.tolist(), *wrong.tolist()], strict=False):
-        axes.imshow(images[index, 0], cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(images[index, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         guess, fact = labels[int(guesses[index])], labels[int(truth[index])]
         if guess == fact:
             axes.set_title(guess, fontsize=10, color=INK)
@@ -148,7 +148,7 @@ def confusion(truth: Tensor, guesses: Tensor, labels: Sequence[str], title: str)
     figure = _figure(7.0, 7.2, title)
     axes = figure.subplots()
     # The square root lets the few mistakes show beside the many right ones.
-    axes.imshow(share.sqrt(), cmap=_colours("#ffffff", BLUE), vmin=0, vmax=1)
+    axes.imshow(share.sqrt().numpy(), cmap=_colours("#ffffff", BLUE), vmin=0, vmax=1)
     if count <= 20:
         for row, column in table.nonzero().tolist():
             colour = "white" if share[row, column] > 0.3 else INK

@@ -90,7 +90,7 @@ def run(args: Namespace) -> common.Result:
         optimizer.step()
 
         losses.append(loss.item())
-        if epoch in (10, 25, 50, 100):
+        if epoch in (10, 25, 50, 100) and epoch < args.epochs:
             snapshots.append((epoch, boundary(model, args.device)))
         if epoch % max(1, args.epochs // 10) == 0:
             common.say(f"epoch {epoch:5}/{args.epochs}  loss {losses[-1]:.5f}")
