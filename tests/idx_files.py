@@ -3,10 +3,13 @@
 import gzip
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 
 from minidl import data
+
+MATPLOTLIB_CACHE = matplotlib.get_cachedir()
 
 
 def idx_bytes(array: np.ndarray, magic: int | None = None) -> bytes:
@@ -44,6 +47,8 @@ def isolate(monkeypatch, tmp_path: Path) -> None:
 
     One thread: these models are too small for two, which would wait for each other on a busy machine.
     """
+    # A new home would make matplotlib look through all fonts again, which takes seconds in each child.
+    monkeypatch.setenv("MPLCONFIGDIR", MATPLOTLIB_CACHE)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # for children
     torch.set_num_threads(1)
     for name in ("HOME", "XDG_CACHE_HOME"):
