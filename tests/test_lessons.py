@@ -30,6 +30,12 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolate(monkeypatch, tmp_path)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that are not about pictures: drawing one takes half a second."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
+
+
 def result(output: str) -> dict[str, str]:
     """The fields of the last line."""
     words = output.rstrip("\n").split("\n")[-1].split()
@@ -72,6 +78,7 @@ def is_drawn(path: Path) -> bool:
     return pixels.shape[0] > 400 and pixels.shape[1] > 400 and pixels.std() > 0.05
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
@@ -92,6 +99,7 @@ def test_a_missed_target_is_said_and_exits_1(
     assert result(output)["lesson"] == name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_linear_regression_goes_on_until_three_decimals_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +113,7 @@ def test_linear_regression_goes_on_until_three_decimals_agree(
     assert reports[1][1:] == ("2.000", "1.000", "11.000")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("seed", "words"),
     [(17, "off for all four inputs: 4 of 4\nseed 17 died: no hidden ReLU is on"), (2, "seed 2 is stuck")],
@@ -151,6 +160,7 @@ def test_equal_seeds_give_equal_starts(module) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_same_seed_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     losses = []
     for seed in ("1", "1", "2"):
@@ -160,6 +170,7 @@ def test_same_seed_same_result(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_simple_classifier_shows_model_and_parameters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +181,7 @@ def test_simple_classifier_shows_model_and_parameters(
         assert name in output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_mnist_takes_the_size_and_classes_of_its_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +236,7 @@ def test_other_missing_modules_are_not_hidden(tmp_path: Path) -> None:
         raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_full_batch_lessons_say_that_batch_size_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SHORT, "--batch-size", "2"]) == 0
     assert "--batch-size changes nothing" in capsys.readouterr().out
