@@ -174,17 +174,19 @@ def test_no_bench(
     assert "this installation has no benchmarks" in fails(["bench"], capsys)
 
 
-def start(*argv: str, **options: object) -> "subprocess.Popen[str]":
+def start(*argv: str, python: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     root = str(Path(cli.__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-u", "-m", "minidl", *argv]
+    command = [sys.executable, *python, "-m", "minidl", *argv]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
 def test_interrupt(tmp_path: Path) -> None:
-    with start("run", "xor", "--backend", "torch", "--epochs", "1000000", "--out", str(tmp_path)) as child:
+    with start(
+        "run", "xor", "--backend", "torch", "--epochs", "1000000", "--out", str(tmp_path), python=("-u",)
+    ) as child:
         assert child.stdout is not None
         assert child.stdout.readline().startswith("xor: backend torch")
         time.sleep(0.3)
