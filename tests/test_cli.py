@@ -177,6 +177,7 @@ def test_no_bench(
 def start(*argv: str, python: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     root = str(Path(cli.__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    environment.pop("PYTHONUNBUFFERED", None)  # a child buffers as it does for most people
     command = [sys.executable, *python, "-m", "minidl", *argv]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
