@@ -18,5 +18,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", torch::wrap_pybind_function(set_isa), py::arg("name"));
 
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
+  OP(loss, py::arg("input"), py::arg("target"), py::arg("kind"), py::arg("reduction") = 1,
+     py::arg("weight") = py::none(), py::arg("pos_weight") = py::none(), py::arg("beta") = 1.0);
+  OP(softmax, py::arg("input"), py::arg("dim"), py::arg("log") = false);
+  OP(cross_entropy, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(), py::arg("reduction") = 1,
+     py::arg("ignore_index") = -100, py::arg("label_smoothing") = 0.0);
+  OP(nll_loss, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(), py::arg("reduction") = 1,
+     py::arg("ignore_index") = -100);
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }

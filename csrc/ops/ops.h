@@ -10,6 +10,15 @@ namespace minidl::ops {
 
 at::Tensor activation(const at::Tensor& x, std::string_view name, double alpha, double beta);
 
+at::Tensor loss(const at::Tensor& x, const at::Tensor& t, std::string_view kind, int64_t reduction,
+                const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& pos_weight, double beta);
+
+at::Tensor softmax(const at::Tensor& x, int64_t dim, bool log);
+at::Tensor cross_entropy(const at::Tensor& x, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                         int64_t reduction, int64_t ignore_index, double label_smoothing);
+at::Tensor nll_loss(const at::Tensor& x, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                    int64_t reduction, int64_t ignore_index);
+
 double fma_loop(at::ScalarType dtype, int64_t iterations);
 
 }  // namespace minidl::ops
