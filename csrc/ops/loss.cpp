@@ -1,5 +1,4 @@
-#include <ATen/ops/max.h>
-#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/log_sigmoid.h>
 
 #include "ops/op.h"
 #include "ops/reduction.h"
@@ -104,8 +103,6 @@ Tensor call_backward(const Tensor& dy, const Tensor& x, const Tensor& t, std::st
   return op.call(dy, x, t, kind, reduction, weight, pos_weight, beta, wrt_target);
 }
 
-Tensor log_sigmoid(const Tensor& x) { return x.clamp_max(0) - (-x.abs()).exp().log1p(); }
-
 // The derivative of one element of the loss, with respect to x or t, from differentiable operators.
 Tensor differentiable_slope(const Tensor& x, const Tensor& t, const Tensor& pos_weight, LossParams p,
                             bool wrt_target) {
@@ -123,7 +120,7 @@ Tensor differentiable_slope(const Tensor& x, const Tensor& t, const Tensor& pos_
       if (wrt_target) return (-x).log1p() - x.log();
       return (x - t) / ((1 - x) * x).clamp_min(1e-12);
     case LossKind::bce_with_logits:
-      if (wrt_target) return pos_weight.defined() ? (1 - pos_weight) * log_sigmoid(x) - x : -x;
+      if (wrt_target) return pos_weight.defined() ? (1 - pos_weight) * at::log_sigmoid(x) - x : -x;
       if (!pos_weight.defined()) return x.sigmoid() - t;
       return ((pos_weight - 1) * t + 1) * x.sigmoid() - pos_weight * t;
   }

@@ -1,21 +1,13 @@
+#include "ops/softmax.h"
+
 #include <ATen/WrapDimUtils.h>
-#include <ATen/ops/zeros_like.h>
 
 #include "ops/op.h"
-#include "ops/reduction.h"
 
 namespace minidl {
 namespace {
 
 // ---- softmax, log_softmax -------------------------------------------------------------------------------------
-
-ClassShape class_shape(const Tensor& x, int64_t dim) {
-  if (x.dim() == 0) return {1, 1, 1};
-  ClassShape s{1, x.size(dim), 1};
-  for (int64_t d = 0; d < dim; ++d) s.outer *= x.size(d);
-  for (int64_t d = dim + 1; d < x.dim(); ++d) s.inner *= x.size(d);
-  return s;
-}
 
 Tensor softmax(const Tensor& x_, int64_t dim_, bool log) {
   check_dtype("softmax", x_);
@@ -74,126 +66,239 @@ Tensor softmax_autograd(const Tensor& x, int64_t dim, bool log) {
   return ops::softmax(x, dim, log);
 }
 
-// ---- cross_entropy, nll_loss: operands and checks -------------------------------------------------------------
+// ---- cross_entropy --------------------------------------------------------------------------------------------
 
-int64_t class_dim(const Tensor& x) { return x.dim() == 1 ? 0 : 1; }
+// loss; stats, shape (2, rows), and total_weight, which only the backward pass wants.
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& x, const Tensor& target,
+                                                         const OptionalTensor& weight, int64_t reduction,
+                                                         int64_t ignore_index, double label_smoothing) {
+  const Classification c =
+      classification("cross_entropy", x, target, weight, reduction, ignore_index, true, label_smoothing);
+  const Tensor loss = empty_loss(c), total_weight = at::empty({}, c.x.options());
+  c10::SymInt rows = 1;
+  for (const c10::SymInt& size : c.row_shape()) rows = rows * size;
+  const Tensor stats = at::empty_symint({2, rows}, c.x.options());
+  if (loss.is_meta()) return {loss, stats, total_weight};
+  launch_classification("cross_entropy", c, [&](const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    k.cross_entropy_forward(mutable_data<T>(loss), mutable_data<T>(stats), mutable_data<T>(total_weight),
+                            data<T>(c.x), c.kernel_target<T>(), c.shape(), c.reduction, ctx);
+  });
+  return {loss, stats, total_weight};
+}
 
-// As torch: a target of the logits' own shape holds probabilities.
-bool holds_probabilities(const Tensor& x, const Tensor& target) { return x.sym_sizes() == target.sym_sizes(); }
+Tensor cross_entropy_backward(const Tensor& dy_, const Tensor& x, const Tensor& target, const Tensor& stats_,
+                              const Tensor& total_weight, const OptionalTensor& weight, int64_t reduction,
+                              int64_t ignore_index, double label_smoothing) {
+  const char* name = "cross_entropy_backward";
+  const Classification c = classification(name, x, target, weight, reduction, ignore_index, true, label_smoothing);
+  check_dy(name, c, dy_, total_weight);
+  check_same_dtype(name, "stats", stats_, "input", x);
+  TORCH_CHECK(stats_.sym_numel() * x.sym_size(class_dim(x)) == 2 * x.sym_numel(), "minidl::", name,
+              ": stats of shape ", stats_.sym_sizes(), " does not fit input ", x.sym_sizes());
+  const Tensor dy = dy_.contiguous(), stats = stats_.contiguous();
+  const Tensor dx = at::empty_like(c.x);
+  if (dx.is_meta()) return dx;
+  launch_classification(name, c, [&](const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    k.cross_entropy_backward(mutable_data<T>(dx), data<T>(dy), data<T>(c.x), data<T>(stats), data<T>(total_weight),
+                             c.kernel_target<T>(), c.shape(), c.reduction, ctx);
+  });
+  return dx;
+}
 
-struct Classification {
-  Tensor x, target;  // contiguous
-  OptionalTensor weight;
-  bool probabilities;
-  int64_t ignore_index;
-  double label_smoothing;
-  Reduction reduction;
+auto call_cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                        int64_t ignore_index, double label_smoothing) {
+  static const auto op = find_op<decltype(cross_entropy_forward)>("minidl::cross_entropy_forward");
+  return op.call(x, target, weight, reduction, ignore_index, label_smoothing);
+}
 
-  ClassShape shape() const { return class_shape(x, class_dim(x)); }
-  template <class T>
-  ClassTarget<T> kernel_target() const {
-    const int64_t* index = probabilities ? nullptr : data<int64_t>(target);
-    return {index, probabilities ? data<T>(target) : nullptr, data<T>(weight), ignore_index, label_smoothing};
+struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
+                               const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                               double label_smoothing) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [loss, stats, total_weight] =
+        call_cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing);
+    ctx->save_for_backward({x, target, stats, total_weight, weight.value_or(Tensor())});
+    ctx->mark_non_differentiable({stats, total_weight});
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    return {loss, stats, total_weight};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return variable_list(6);
+    const variable_list saved = ctx->get_saved_variables();
+    const auto& [x, target, stats, total_weight] = std::tie(saved[0], saved[1], saved[2], saved[3]);
+    const OptionalTensor weight = saved[4].defined() ? OptionalTensor(saved[4]) : std::nullopt;
+    const int64_t reduction = ctx->saved_data["reduction"].toInt();
+    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
+    const double label_smoothing = ctx->saved_data["label_smoothing"].toDouble();
+    if (at::GradMode::is_enabled()) {
+      const Classification c =
+          classification("cross_entropy", x, target, weight, reduction, ignore_index, true, label_smoothing);
+      const auto [q, dy] = differentiable_target(c, grads[0], total_weight);
+      const int64_t dim = class_dim(x);
+      return {dy * (ops::softmax(x, dim, false) * q.sum(dim, /*keepdim=*/true) - q), {}, {}, {}, {}, {}};
+    }
+    static const auto op = find_op<decltype(cross_entropy_backward)>("minidl::cross_entropy_backward");
+    return {op.call(grads[0], x, target, stats, total_weight, weight, reduction, ignore_index, label_smoothing),
+            {}, {}, {}, {}, {}};
   }
 };
 
-void check_index_target(const char* op, const Tensor& x, const Tensor& target) {
-  const auto x_shape = x.sym_sizes(), t_shape = target.sym_sizes();
-  const bool index_dtype = target.scalar_type() == at::kLong || (target.scalar_type() == at::kByte && x.dim() <= 2);
-  TORCH_CHECK(index_dtype, "minidl::", op,
-              ": expected class indices of dtype int64 (or uint8, for inputs of up to 2 dimensions), but got ",
-              target.scalar_type());
-  TORCH_CHECK(x.device() == target.device(), "minidl::", op,
-              ": expected input and target on the same device, but got ", x.device(), " and ", target.device());
-  if (x.dim() == 1) {
-    TORCH_CHECK(target.dim() <= 1 && target.sym_numel() == 1, "minidl::", op, ": expected one class index for input ",
-                x_shape, ", but got target ", t_shape);
-    return;
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_autograd(const Tensor& x, const Tensor& target,
+                                                          const OptionalTensor& weight, int64_t reduction,
+                                                          int64_t ignore_index, double label_smoothing) {
+  check_constant("cross_entropy_forward", "target", target);
+  check_constant("cross_entropy_forward", "weight", weight);
+  if (needs_graph(x)) {
+    const variable_list out =
+        CrossEntropyFunction::apply(x, target, weight, reduction, ignore_index, label_smoothing);
+    return {out[0], out[1], out[2]};
   }
-  TORCH_CHECK_VALUE(target.dim() > 0 && x_shape[0] == t_shape[0], "minidl::", op,
-                    ": expected the batch sizes of input ", x_shape, " and target ", t_shape, " to match");
-  TORCH_CHECK(t_shape.slice(1) == x_shape.slice(2), "minidl::", op, ": expected a target of the shape of input ",
-              x_shape, " without its dimension 1 (the classes), but got ", t_shape);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing);
 }
 
-void check_probability_target(const char* op, const Tensor& x, const Tensor& target, int64_t ignore_index) {
-  TORCH_CHECK(target.is_floating_point(), "minidl::", op, ": a target of the shape of input ", x.sym_sizes(),
-              " holds class probabilities and must be floating point, but got ", target.scalar_type());
-  check_same_dtype(op, "input", x, "target", target);
-  TORCH_CHECK(ignore_index < 0, "minidl::", op, ": ignore_index is not supported for class probabilities, got ",
-              ignore_index);
-}
-
-Classification prepare(const char* op, bool probabilities, const Tensor& x, const Tensor& target,
-                       const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
-                       double label_smoothing = 0) {
-  check_dtype(op, x);
-  TORCH_CHECK_VALUE(x.dim() >= 1, "minidl::", op, ": expected an input of 1 or more dimensions, but got 0");
-  if (probabilities) {
-    check_probability_target(op, x, target, ignore_index);
-  } else {
-    check_index_target(op, x, target);
-  }
-  TORCH_CHECK(!(label_smoothing > 1), "minidl::", op, ": label_smoothing must be between 0.0 and 1.0, got ",
-              label_smoothing);
-  if (weight.has_value()) {
-    check_same_dtype(op, "input", x, "weight", *weight);
-    TORCH_CHECK(weight->dim() == 1 && weight->sym_numel() == x.sym_size(class_dim(x)), "minidl::", op,
-                ": expected one weight for each class of input ", x.sym_sizes(), ", but got weight ",
-                weight->sym_sizes());
-  }
-  return {x.contiguous(),
-          (probabilities ? target : target.to(at::kLong)).contiguous(),
-          weight.has_value() ? OptionalTensor(weight->contiguous()) : std::nullopt,
-          probabilities,
-          ignore_index,
-          label_smoothing > 0 ? label_smoothing : 0,  // negative or NaN: none, as torch
-          parse_reduction(op, reduction)};
-}
-
-Tensor empty_loss(const Classification& c) {
-  if (c.reduction != Reduction::none || c.x.dim() == 1) return at::empty({}, c.x.options());
-  c10::SymDimVector shape(c.x.sym_sizes());
-  shape.erase(shape.begin() + class_dim(c.x));
-  return at::empty_symint(shape, c.x.options());
-}
-
-// Launches f(k, zero, ctx), once it is certain that every index is a class. The exception type is torch's.
-template <class F>
-void launch_classification(const char* op, const Classification& c, F f) {
-  launch(op, c.x, [&](const auto& k, auto zero, const Context& ctx) {
-    if (!c.probabilities) {
-      const int64_t* target = data<int64_t>(c.target);
-      int64_t position = -1;
-      k.find_bad_target(&position, target, c.target.numel(), c.shape().classes, c.ignore_index, ctx);
-      TORCH_CHECK_INDEX(position < 0, "minidl::", op, ": Target ", target[position], " is out of bounds.");
-    }
-    f(k, zero, ctx);
-  });
-}
-
-void check_dy(const char* op, const Classification& c, const Tensor& dy, const Tensor& total_weight) {
-  check_same_dtype(op, "dy", dy, "input", c.x);
-  check_same_dtype(op, "total_weight", total_weight, "input", c.x);
-  const bool each = c.reduction == Reduction::none;
-  const auto rows = each ? c.x.sym_numel() : c10::SymInt(1), dys = each ? dy.sym_numel() * c.x.sym_size(class_dim(c.x)) : dy.sym_numel();
-  TORCH_CHECK(rows == dys && total_weight.sym_numel() == 1, "minidl::", op, ": dy ", dy.sym_sizes(),
-              " or total_weight ", total_weight.sym_sizes(), " does not fit input ", c.x.sym_sizes());
-}
-
-// ---- the same from differentiable operators -------------------------------------------------------------------
-
-// q of kernels.def, of the shape of x.
-Tensor target_distribution(const Classification& c) {
+// With gradients for the probabilities and the weights too.
+Tensor differentiable_cross_entropy(const Classification& c) {
   const int64_t dim = class_dim(c.x);
-  Tensor p = c.target;
-  if (!c.probabilities) {
-    const Tensor index = c.target.reshape_symint(empty_loss_shape(c)).unsqueeze(dim);
-    const Tensor counts = index.ne(c.ignore_index);
-    p = at::zeros_like(c.x).scatter(dim, index.where(counts, 0), counts.to(c.x.scalar_type()));
+  const Tensor rows = -(ops::softmax(c.x, dim, true) * target_distribution(c, c.target)).sum(dim);
+  if (c.reduction == Reduction::none) return rows;
+  return c.reduction == Reduction::mean ? rows.mean() : rows.sum();
+}
+
+// ---- nll_loss -------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> nll_loss_forward(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                                            int64_t reduction, int64_t ignore_index) {
+  const Classification c = classification("nll_loss", x, target, weight, reduction, ignore_index);
+  const Tensor loss = empty_loss(c), total_weight = at::empty({}, c.x.options());
+  if (loss.is_meta()) return {loss, total_weight};
+  launch_classification("nll_loss", c, [&](const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    k.nll_loss_forward(mutable_data<T>(loss), mutable_data<T>(total_weight), data<T>(c.x), c.kernel_target<T>(),
+                       c.shape(), c.reduction, ctx);
+  });
+  return {loss, total_weight};
+}
+
+Tensor nll_loss_backward(const Tensor& dy_, const Tensor& x, const Tensor& target, const Tensor& total_weight,
+                         const OptionalTensor& weight, int64_t reduction, int64_t ignore_index) {
+  const Classification c = classification("nll_loss_backward", x, target, weight, reduction, ignore_index);
+  check_dy("nll_loss_backward", c, dy_, total_weight);
+  const Tensor dy = dy_.contiguous();
+  const Tensor dx = at::empty_like(c.x);
+  if (dx.is_meta()) return dx;
+  launch_classification("nll_loss_backward", c, [&](const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    k.nll_loss_backward(mutable_data<T>(dx), data<T>(dy), data<T>(total_weight), c.kernel_target<T>(), c.shape(),
+                        c.reduction, ctx);
+  });
+  return dx;
+}
+
+auto call_nll_loss(const Tensor& x, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                   int64_t ignore_index) {
+  static const auto op = find_op<decltype(nll_loss_forward)>("minidl::nll_loss_forward");
+  return op.call(x, target, weight, reduction, ignore_index);
+}
+
+struct NllLossFunction : torch::autograd::Function<NllLossFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
+                               const OptionalTensor& weight, int64_t reduction, int64_t ignore_index) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [loss, total_weight] = call_nll_loss(x, target, weight, reduction, ignore_index);
+    ctx->save_for_backward({x, target, total_weight, weight.value_or(Tensor())});
+    ctx->mark_non_differentiable({total_weight});
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    return {loss, total_weight};
   }
-  return p;
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return variable_list(5);
+    const variable_list saved = ctx->get_saved_variables();
+    const auto& [x, target, total_weight] = std::tie(saved[0], saved[1], saved[2]);
+    const OptionalTensor weight = saved[3].defined() ? OptionalTensor(saved[3]) : std::nullopt;
+    const int64_t reduction = ctx->saved_data["reduction"].toInt();
+    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
+    if (at::GradMode::is_enabled()) {
+      const Classification c = classification("nll_loss", x, target, weight, reduction, ignore_index);
+      const auto [q, dy] = differentiable_target(c, grads[0], total_weight);
+      return {-dy * q, {}, {}, {}, {}};
+    }
+    static const auto op = find_op<decltype(nll_loss_backward)>("minidl::nll_loss_backward");
+    return {op.call(grads[0], x, target, total_weight, weight, reduction, ignore_index), {}, {}, {}, {}};
+  }
+};
+
+std::tuple<Tensor, Tensor> nll_loss_autograd(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                                             int64_t reduction, int64_t ignore_index) {
+  check_constant("nll_loss_forward", "weight", weight);
+  if (needs_graph(x)) {
+    const variable_list out = NllLossFunction::apply(x, target, weight, reduction, ignore_index);
+    return {out[0], out[1]};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_nll_loss(x, target, weight, reduction, ignore_index);
 }
 
 }  // namespace
+
+// ---- the operators --------------------------------------------------------------------------------------------
+
+Tensor ops::softmax(const Tensor& x, int64_t dim, bool log) {
+  static const auto op = find_op<decltype(ops::softmax)>("minidl::softmax");
+  return op.call(x, dim, log);
+}
+
+Tensor ops::cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                          int64_t ignore_index, double label_smoothing) {
+  if (needs_graph(target) || (needs_graph(weight) && target.is_floating_point())) {
+    return differentiable_cross_entropy(
+        classification("cross_entropy", x, target, weight, reduction, ignore_index, true, label_smoothing));
+  }
+  return std::get<0>(call_cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing));
+}
+
+Tensor ops::nll_loss(const Tensor& x, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                     int64_t ignore_index) {
+  return std::get<0>(call_nll_loss(x, target, weight, reduction, ignore_index));
+}
+
+// cross_entropy and nll_loss are the first result of their _forward operators: the other results serve the backward
+// pass.
+TORCH_LIBRARY_FRAGMENT(minidl, m) {
+  define_op(m, "softmax", "(Tensor input, int dim, bool log=False) -> Tensor", softmax, softmax_autograd);
+  define_backward_op(m, "softmax_backward", "(Tensor dy, Tensor output, int dim, bool log=False) -> Tensor",
+                     softmax_backward);
+
+  const std::string targets = "Tensor input, Tensor target, ";
+  const std::string options = "Tensor? weight=None, int reduction=1, int ignore_index=-100";
+  define_op(m, "cross_entropy_forward",
+            "(" + targets + options + ", float label_smoothing=0) -> (Tensor loss, Tensor stats, Tensor total_weight)",
+            cross_entropy_forward, cross_entropy_autograd);
+  define_backward_op(m, "cross_entropy_backward",
+                     "(Tensor dy, " + targets + "Tensor stats, Tensor total_weight, " + options +
+                         ", float label_smoothing=0) -> Tensor",
+                     cross_entropy_backward);
+  define_op(m, "nll_loss_forward", "(" + targets + options + ") -> (Tensor loss, Tensor total_weight)",
+            nll_loss_forward, nll_loss_autograd);
+  define_backward_op(m, "nll_loss_backward",
+                     "(Tensor dy, " + targets + "Tensor total_weight, " + options + ") -> Tensor", nll_loss_backward);
+
+  const auto composite = c10::DispatchKey::CompositeImplicitAutograd;
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  m.def(("cross_entropy(" + targets + options + ", float label_smoothing=0) -> Tensor").c_str(), tags);
+  m.impl("cross_entropy", torch::dispatch(composite, ops::cross_entropy));
+  m.def(("nll_loss(" + targets + options + ") -> Tensor").c_str(), tags);
+  m.impl("nll_loss", torch::dispatch(composite, ops::nll_loss));
+}
+
 }  // namespace minidl
