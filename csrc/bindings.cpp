@@ -18,6 +18,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_isa", torch::wrap_pybind_function(set_isa), py::arg("name"));
 
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
+  OP(matmul, py::arg("a"), py::arg("b"));
+  OP(linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("activation") = "none");
   OP(loss, py::arg("input"), py::arg("target"), py::arg("kind"), py::arg("reduction") = 1,
      py::arg("weight") = py::none(), py::arg("pos_weight") = py::none(), py::arg("beta") = 1.0);
   OP(softmax, py::arg("input"), py::arg("dim"), py::arg("log") = false);

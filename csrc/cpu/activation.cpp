@@ -1,40 +1,12 @@
+#include "activation.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "vmath.h"
-
-#include "activation.h"
 
 namespace minidl::MINIDL_ISA {
 namespace {
 
 // Below this many elements a second thread costs more than it saves (measured: 2-3 us to enter a region).
 constexpr int64_t grain = 32768;
-
-// Calls visit with the activation as a type, so that the loop over elements has no branch on the kind.
-template <class T, class F>
-void visit_activation(Activation f, F visit) {
-  const T a = static_cast<T>(f.alpha), b = static_cast<T>(f.beta);
-  switch (f.kind) {
-    case ActivationKind::none:
-      return visit(Identity<T>{});
-    case ActivationKind::relu:
-      return visit(Relu<T>{});
-    case ActivationKind::leaky_relu:
-      return visit(LeakyRelu<T>{a});
-    case ActivationKind::sigmoid:
-      return visit(Sigmoid<T>{});
-    case ActivationKind::tanh:
-      return visit(Tanh<T>{});
-    case ActivationKind::gelu:
-      return visit(Gelu<T>{});
-    case ActivationKind::gelu_tanh:
-      return visit(GeluTanh<T>{});
-    case ActivationKind::silu:
-      return visit(Silu<T>{});
-    case ActivationKind::softplus:
-      return visit(Softplus<T>{a, b});
-  }
-}
 
 }  // namespace
 

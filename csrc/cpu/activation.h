@@ -2,6 +2,7 @@
 // the epilogue of the GEMM (matmul.cpp). backward(dy, s) gets s = y for relu, sigmoid and tanh, s = x for the
 // others, as kernels.def says. Formulas, and what they do to NaN and infinity, are torch's.
 #pragma once
+#include "kernels.h"
 #include "vmath.h"
 
 namespace minidl::MINIDL_ISA {
@@ -84,6 +85,32 @@ struct Softplus {
     return select(Vec<T>(threshold) < z, dy, dy * e / (e + T(1)));
   }
 };
+
+// Calls visit with the activation as a type, so that the loop over elements has no branch on the kind.
+template <class T, class F>
+void visit_activation(Activation f, F visit) {
+  const T a = static_cast<T>(f.alpha), b = static_cast<T>(f.beta);
+  switch (f.kind) {
+    case ActivationKind::none:
+      return visit(Identity<T>{});
+    case ActivationKind::relu:
+      return visit(Relu<T>{});
+    case ActivationKind::leaky_relu:
+      return visit(LeakyRelu<T>{a});
+    case ActivationKind::sigmoid:
+      return visit(Sigmoid<T>{});
+    case ActivationKind::tanh:
+      return visit(Tanh<T>{});
+    case ActivationKind::gelu:
+      return visit(Gelu<T>{});
+    case ActivationKind::gelu_tanh:
+      return visit(GeluTanh<T>{});
+    case ActivationKind::silu:
+      return visit(Silu<T>{});
+    case ActivationKind::softplus:
+      return visit(Softplus<T>{a, b});
+  }
+}
 
 }  // namespace
 }  // namespace minidl::MINIDL_ISA

@@ -9,6 +9,7 @@
 //   copysign(a, s)                     |a| with the sign of s
 //   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and underflow as IEEE
 //   split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
+//   interleave_low(a, b), _high        a0 b0 a1 b1 ... of the lower, the upper half of the lanes
 //   reduce_add(a), reduce_max(a)       over the lanes, in a fixed order
 //
 // Everything here sits in an anonymous namespace inside the ISA's namespace, and nothing inline from the standard
@@ -67,6 +68,20 @@ MINIDL_INLINE void store_lanes(Vec<T> v, T* p, int64_t n, Tag) {
     v.store(p);
   } else {
     v.store(p, static_cast<int>(n));
+  }
+}
+
+// Transposes the width x width matrix whose rows are r: log2(width) rounds of perfect shuffles.
+template <class T>
+MINIDL_INLINE void transpose(Vec<T> (&r)[Vec<T>::width]) {
+  constexpr int w = Vec<T>::width;
+  MINIDL_UNROLL for (int span = 1; span < w; span *= 2) {
+    Vec<T> shuffled[w];
+    MINIDL_UNROLL for (int i = 0; i < w / 2; ++i) {
+      shuffled[2 * i] = interleave_low(r[i], r[i + w / 2]);
+      shuffled[2 * i + 1] = interleave_high(r[i], r[i + w / 2]);
+    }
+    MINIDL_UNROLL for (int i = 0; i < w; ++i) r[i] = shuffled[i];
   }
 }
 

@@ -65,6 +65,12 @@ MINIDL_INLINE Vec<float> split_exponent(Vec<float> x, Vec<float>& e) {
   return _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x007fffff)),
                                              _mm256_set1_epi32(0x3f800000)));
 }
+MINIDL_INLINE Vec<float> interleave_low(Vec<float> a, Vec<float> b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20);
+}
+MINIDL_INLINE Vec<float> interleave_high(Vec<float> a, Vec<float> b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x31);
+}
 MINIDL_INLINE float reduce_add(Vec<float> a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -133,6 +139,12 @@ MINIDL_INLINE Vec<double> split_exponent(Vec<double> x, Vec<double>& e) {
   e = Vec<double>(_mm256_castsi256_pd(exponent)) - (two52 + 1023);
   return _mm256_castsi256_pd(_mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi64x(0x000fffffffffffff)),
                                              _mm256_set1_epi64x(0x3ff0000000000000)));
+}
+MINIDL_INLINE Vec<double> interleave_low(Vec<double> a, Vec<double> b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x20);
+}
+MINIDL_INLINE Vec<double> interleave_high(Vec<double> a, Vec<double> b) {
+  return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x31);
 }
 MINIDL_INLINE double reduce_add(Vec<double> a) {
   const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));

@@ -50,6 +50,14 @@ MINIDL_INLINE Vec<float> split_exponent(Vec<float> x, Vec<float>& e) {
   e = _mm512_getexp_ps(x.v);
   return _mm512_getmant_ps(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
 }
+MINIDL_INLINE Vec<float> interleave_low(Vec<float> a, Vec<float> b) {
+  const __m512i i = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return _mm512_permutex2var_ps(a.v, i, b.v);
+}
+MINIDL_INLINE Vec<float> interleave_high(Vec<float> a, Vec<float> b) {
+  const __m512i i = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return _mm512_permutex2var_ps(a.v, i, b.v);
+}
 MINIDL_INLINE float reduce_add(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
 MINIDL_INLINE float reduce_max(Vec<float> a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -98,6 +106,12 @@ MINIDL_INLINE Vec<double> ldexp(Vec<double> x, Vec<double> n) { return _mm512_sc
 MINIDL_INLINE Vec<double> split_exponent(Vec<double> x, Vec<double>& e) {
   e = _mm512_getexp_pd(x.v);
   return _mm512_getmant_pd(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+}
+MINIDL_INLINE Vec<double> interleave_low(Vec<double> a, Vec<double> b) {
+  return _mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), b.v);
+}
+MINIDL_INLINE Vec<double> interleave_high(Vec<double> a, Vec<double> b) {
+  return _mm512_permutex2var_pd(a.v, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b.v);
 }
 MINIDL_INLINE double reduce_add(Vec<double> a) { return _mm512_reduce_add_pd(a.v); }
 MINIDL_INLINE double reduce_max(Vec<double> a) { return _mm512_reduce_max_pd(a.v); }

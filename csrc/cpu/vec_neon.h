@@ -63,6 +63,8 @@ MINIDL_INLINE Vec<float> split_exponent(Vec<float> x, Vec<float>& e) {
   return vreinterpretq_f32_s32(
       vorrq_s32(vandq_s32(bits, vdupq_n_s32(0x007fffff)), vdupq_n_s32(0x3f800000)));
 }
+MINIDL_INLINE Vec<float> interleave_low(Vec<float> a, Vec<float> b) { return vzip1q_f32(a.v, b.v); }
+MINIDL_INLINE Vec<float> interleave_high(Vec<float> a, Vec<float> b) { return vzip2q_f32(a.v, b.v); }
 MINIDL_INLINE float reduce_add(Vec<float> a) { return vaddvq_f32(a.v); }
 MINIDL_INLINE float reduce_max(Vec<float> a) { return vmaxnmvq_f32(a.v); }
 
@@ -117,6 +119,8 @@ MINIDL_INLINE Vec<double> split_exponent(Vec<double> x, Vec<double>& e) {
   return vreinterpretq_f64_s64(
       vorrq_s64(vandq_s64(bits, vdupq_n_s64(0x000fffffffffffff)), vdupq_n_s64(0x3ff0000000000000)));
 }
+MINIDL_INLINE Vec<double> interleave_low(Vec<double> a, Vec<double> b) { return vzip1q_f64(a.v, b.v); }
+MINIDL_INLINE Vec<double> interleave_high(Vec<double> a, Vec<double> b) { return vzip2q_f64(a.v, b.v); }
 MINIDL_INLINE double reduce_add(Vec<double> a) { return vaddvq_f64(a.v); }
 MINIDL_INLINE double reduce_max(Vec<double> a) { return vmaxnmvq_f64(a.v); }
 

@@ -31,6 +31,8 @@ struct Vec {
   friend MINIDL_INLINE Vec max(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
   friend MINIDL_INLINE Vec min(Vec a, Vec b) { return a.v < b.v ? a.v : b.v; }
   friend MINIDL_INLINE Vec select(Mask m, Vec a, Vec b) { return m ? a : b; }
+  friend MINIDL_INLINE Vec interleave_low(Vec a, Vec) { return a; }
+  friend MINIDL_INLINE Vec interleave_high(Vec, Vec b) { return b; }
   friend MINIDL_INLINE T reduce_add(Vec a) { return a.v; }
   friend MINIDL_INLINE T reduce_max(Vec a) { return a.v; }
 };

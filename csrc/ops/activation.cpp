@@ -35,11 +35,6 @@ Tensor activation_backward(const Tensor& dy_, const Tensor& saved_, std::string_
   return dx;
 }
 
-Tensor call_backward(const Tensor& dy, const Tensor& saved, std::string_view name, double alpha, double beta) {
-  static const auto op = find_op<decltype(activation_backward)>("minidl::activation_backward");
-  return op.call(dy, saved, name, alpha, beta);
-}
-
 struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, std::string_view name, double alpha, double beta) {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -63,7 +58,7 @@ struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
       const Activation f = parse_activation("activation", name, alpha, beta);
       return {differentiable_activation_backward(grads[0], saved, f), {}, {}, {}};
     }
-    return {call_backward(grads[0], saved, name, alpha, beta), {}, {}, {}};
+    return {ops::activation_backward(grads[0], saved, name, alpha, beta), {}, {}, {}};
   }
 };
 
@@ -126,6 +121,12 @@ Tensor differentiable_activation_backward(const Tensor& dy, const Tensor& s, Act
 Tensor ops::activation(const Tensor& x, std::string_view name, double alpha, double beta) {
   static const auto op = find_op<decltype(ops::activation)>("minidl::activation");
   return op.call(x, name, alpha, beta);
+}
+
+Tensor ops::activation_backward(const Tensor& dy, const Tensor& saved, std::string_view name, double alpha,
+                                double beta) {
+  static const auto op = find_op<decltype(ops::activation_backward)>("minidl::activation_backward");
+  return op.call(dy, saved, name, alpha, beta);
 }
 
 TORCH_LIBRARY_FRAGMENT(minidl, m) {

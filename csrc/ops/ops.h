@@ -9,6 +9,12 @@
 namespace minidl::ops {
 
 at::Tensor activation(const at::Tensor& x, std::string_view name, double alpha, double beta);
+at::Tensor activation_backward(const at::Tensor& dy, const at::Tensor& saved, std::string_view name, double alpha,
+                               double beta);
+
+at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
+at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b,
+                  std::string_view activation);
 
 at::Tensor loss(const at::Tensor& x, const at::Tensor& t, std::string_view kind, int64_t reduction,
                 const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& pos_weight, double beta);

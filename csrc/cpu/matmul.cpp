@@ -1,0 +1,253 @@
+// GEMM in the manner of BLIS (https://github.com/flame/blis, docs/KernelsHowTo.md): loops over blocks of N, K and M
+// that fit the caches, around the microkernel of gemm.h. See block_gemm for the five loops.
+#include "activation.h"
+#include "gemm.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace minidl::MINIDL_ISA {
+namespace {
+
+// Block sizes, in elements. A KC x panel_width panel of B streams from L2 through L1 under every row of the MC x KC
+// block of A, which stays in L2; KC x NC of B is packed at a time.
+template <class T>
+struct Blocks {
+  static constexpr int64_t kc = 1024 / sizeof(T), mc = 192, nc = 8 * panel_width<T>;
+  static constexpr int64_t pad = 64 / sizeof(T);  // keeps packed rows off each other's cache sets
+  static constexpr int64_t a_size = (kc + pad) * (mc + pad), workspace = a_size + kc * nc;  // a thread
+};
+
+constexpr double serial_flops = 1e6;     // about 10 us: below this, waking a thread costs more than it saves
+constexpr int64_t dot_rows = 8;          // up to this many rows, dot products beat packing a transposed B
+constexpr int64_t pack_b_rows = 96;      // from this many rows on, packing B pays even when it need not be transposed
+constexpr int64_t pack_b_size = 1 << 16; // ... if it is too large to sit in L2 anyway
+constexpr int64_t pack_a_columns = 192;  // from this many columns on, packing a large A pays
+constexpr int64_t pack_a_size = 1 << 15;
+
+template <class T>
+struct Gemm {
+  T* c;
+  int64_t ldc;
+  MatrixView<T> a, b;
+  int64_t m, n, k;
+  Epilogue<T> epilogue;
+};
+
+// The epilogue's activation, on rows of C that have just been written and are still in L1.
+template <class T>
+void activate(T* c, int64_t ldc, int64_t rows, int64_t cols, Activation activation) {
+  if (activation.kind == ActivationKind::none) return;
+  if (ldc == cols) {
+    cols *= rows;
+    rows = 1;
+  }
+  visit_activation<T>(activation, [&](auto f) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for_lanes<T>(0, cols, [&](int64_t j, int64_t lanes, auto tag) {
+        store_lanes(f.forward(load_lanes(c + i * ldc + j, lanes, tag)), c + i * ldc + j, lanes, tag);
+      });
+    }
+  });
+}
+
+// One panel of B under a block of A: all tiles of mc x cols of C.
+template <class T>
+void macrokernel(const Gemm<T>& g, int64_t i0, int64_t j0, int64_t mc, int64_t cols, int64_t kc, const T* a,
+                 int64_t a_row, int64_t a_col, const T* panel, int64_t panel_row, bool accumulate, bool finish) {
+  constexpr int64_t w = Vec<T>::width;
+  const int vectors = static_cast<int>(ceil_div(cols, w));
+  const int last = static_cast<int>(cols - (vectors - 1) * w);
+  const T* bias = finish && g.epilogue.bias ? g.epilogue.bias + j0 : nullptr;
+  const int64_t tiles = ceil_div(mc, max_rows[vectors]);
+  for (int64_t t = 0, i = 0; t < tiles; ++t) {
+    const int64_t rows = ceil_div(mc - i, tiles - t);  // even tiles: no thin one is left at the end
+    T* c = g.c + (i0 + i) * g.ldc + j0;
+    microkernels<T>.of[vectors][rows](kc, a + i * a_row, a_row, a_col, panel, panel_row, c, g.ldc, last, accumulate,
+                                      bias);
+    if (finish) activate(c, g.ldc, rows, cols, g.epilogue.activation);
+    i += rows;
+  }
+}
+
+// The part [m0, m1) x [n0, n1) of C, on one thread.
+template <class T>
+void block_gemm(const Gemm<T>& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, T* workspace) {
+  using B = Blocks<T>;
+  const int64_t m = m1 - m0;
+  const bool b_rows_contiguous = g.b.col_stride == 1;
+  const bool pack_b = !b_rows_contiguous || (m >= pack_b_rows && g.k * (n1 - n0) > pack_b_size);
+  const bool a_rows_contiguous = g.a.col_stride == 1;
+  const bool pack_a =
+      (a_rows_contiguous || g.a.row_stride == 1) && n1 - n0 >= pack_a_columns && m * g.k >= pack_a_size;
+  T* packed_a = workspace;
+  T* packed_b = workspace + B::a_size;
+
+  for (int64_t jc = n0; jc < n1; jc += B::nc) {
+    const int64_t nc = min_of(B::nc, n1 - jc);
+    for (int64_t pc = 0; pc < g.k || pc == 0; pc += B::kc) {
+      const int64_t kc = min_of(B::kc, g.k - pc);
+      const bool finish = pc + kc >= g.k;
+      const T* b = g.b.data + pc * g.b.row_stride + jc * g.b.col_stride;
+
+      for (int64_t ic = m0; ic < m1; ic += B::mc) {
+        const int64_t mc = min_of(B::mc, m1 - ic);
+        const T* a = g.a.data + ic * g.a.row_stride + pc * g.a.col_stride;
+        int64_t a_row = g.a.row_stride, a_col = g.a.col_stride;
+        if (pack_a) {
+          const int64_t outer = a_rows_contiguous ? mc : kc, inner = a_rows_contiguous ? kc : mc;
+          const int64_t stride = round_up(inner, B::pad) + B::pad;
+          pack_rows(packed_a, stride, a, a_rows_contiguous ? a_row : a_col, outer, inner);
+          a = packed_a;
+          (a_rows_contiguous ? a_row : a_col) = stride;
+        }
+
+        for (int64_t jr = 0; jr < nc; jr += panel_width<T>) {
+          const int64_t cols = min_of(panel_width<T>, nc - jr);
+          const T* panel = b + jr * g.b.col_stride;
+          int64_t panel_row = g.b.row_stride;
+          if (pack_b || cols % Vec<T>::width != 0) {  // a ragged panel would be read past its end
+            T* packed = packed_b + jr * kc;
+            if (ic == m0) pack_panel(packed, panel, g.b.row_stride, g.b.col_stride, kc, cols);
+            panel = packed;
+            panel_row = round_up(cols, Vec<T>::width);
+          }
+          macrokernel(g, ic, jc + jr, mc, cols, kc, a, a_row, a_col, panel, panel_row, pc > 0, finish);
+        }
+      }
+    }
+  }
+}
+
+// C = A B for few rows m, where both the rows of A and the columns of B are contiguous: dot products, so that B is
+// read once and not packed. c_row and c_col let a matrix times a column be computed as its transpose.
+template <class T>
+void dot_gemm(const Gemm<T>& g, int64_t c_row, int64_t c_col, int64_t n0, int64_t n1, bool bias_of_row) {
+  constexpr int64_t block = 4;
+  for (int64_t j = n0; j < n1; j += block) {
+    const int64_t columns = min_of(block, n1 - j);
+    const T* b[block];
+    for (int64_t q = 0; q < block; ++q) b[q] = g.b.data + (j + min_of(q, columns - 1)) * g.b.col_stride;
+    for (int64_t i = 0; i < g.m; ++i) {
+      const T* a = g.a.data + i * g.a.row_stride;
+      Vec<T> acc[block];
+      for_lanes<T>(0, g.k, [&](int64_t p, int64_t lanes, auto tag) {
+        const Vec<T> av = load_lanes(a + p, lanes, tag);
+        MINIDL_UNROLL for (int64_t q = 0; q < block; ++q) {
+          acc[q] = fmadd(av, load_lanes(b[q] + p, lanes, tag), acc[q]);
+        }
+      });
+      for (int64_t q = 0; q < columns; ++q) {
+        const T bias = g.epilogue.bias ? g.epilogue.bias[bias_of_row ? i : j + q] : T(0);
+        g.c[i * c_row + (j + q) * c_col] = reduce_add(acc[q]) + bias;
+      }
+    }
+  }
+}
+
+template <class T>
+Gemm<T> transposed(const Gemm<T>& g) {
+  Gemm<T> t = g;
+  t.a = {g.b.data, g.b.col_stride, g.b.row_stride};
+  t.b = {g.a.data, g.a.col_stride, g.a.row_stride};
+  t.m = g.n;
+  t.n = g.m;
+  return t;
+}
+
+template <class T>
+bool is_dot_gemm(const Gemm<T>& g) {
+  return g.m <= dot_rows && g.a.col_stride == 1 && g.b.row_stride == 1 && g.b.col_stride != 1;
+}
+
+// One product, split over at most `parts` threads.
+template <class T>
+void split_gemm(const Gemm<T>& g, int64_t parts, T* workspace) {
+  if (g.n == 1 && g.ldc == 1 && is_dot_gemm(transposed(g))) {
+    parallel_for(g.m, ceil_div(g.m, parts), [&](int64_t begin, int64_t end) {
+      dot_gemm(transposed(g), 1, 1, begin, end, true);
+      activate(g.c + begin, end - begin, 1, end - begin, g.epilogue.activation);
+    });
+    return;
+  }
+  if (is_dot_gemm(g)) {
+    parallel_for(g.n, ceil_div(g.n, parts), [&](int64_t begin, int64_t end) {
+      dot_gemm(g, g.ldc, 1, begin, end, false);
+      activate(g.c + begin, g.ldc, g.m, end - begin, g.epilogue.activation);
+    });
+    return;
+  }
+  // Split the dimension that has more whole tiles a part, so that no part is left with a fraction of one.
+  const int64_t unit_n = panel_width<T>, unit_m = max_rows[max_vectors];
+  const bool by_columns = ceil_div(g.n, unit_n) >= parts;
+  const int64_t unit = by_columns ? unit_n : unit_m;
+  const int64_t units = ceil_div(by_columns ? g.n : g.m, unit);
+  const int64_t used = min_of(parts, units);
+  parallel_for(used, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t from = units * part / used * unit, to = units * (part + 1) / used * unit;
+      T* scratch = workspace + part * Blocks<T>::workspace;
+      if (by_columns) {
+        block_gemm(g, 0, g.m, from, min_of(to, g.n), scratch);
+      } else {
+        block_gemm(g, from, min_of(to, g.m), 0, g.n, scratch);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView<T> b, int64_t batch, int64_t m,
+          int64_t n, int64_t k, Epilogue<T> epilogue, Context ctx) {
+  if (batch == 0 || m == 0 || n == 0) return;
+  constexpr int64_t per_thread = Blocks<T>::workspace;
+  const auto product = [&](int64_t s) {
+    return Gemm<T>{c + s * c_batch_stride,
+                   ldc,
+                   {a.data + s * a.batch_stride, a.row_stride, a.col_stride},
+                   {b.data + s * b.batch_stride, b.row_stride, b.col_stride},
+                   m,
+                   n,
+                   k,
+                   epilogue};
+  };
+  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const int64_t threads = flops * static_cast<double>(batch) < serial_flops ? 1 : ctx.threads;
+  T* workspace = static_cast<T*>(ctx.workspace(static_cast<size_t>(threads * per_thread) * sizeof(T)));
+  if (batch == 1) return split_gemm(product(0), threads, workspace);
+  const int64_t used = min_of(threads, batch);
+  parallel_for(used, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      for (int64_t s = batch * part / used; s < batch * (part + 1) / used; ++s) {
+        split_gemm(product(s), 1, workspace + part * per_thread);
+      }
+    }
+  });
+}
+
+template <class T>
+void column_sum(T* sum, const T* x, int64_t m, int64_t n, Context) {
+  constexpr int64_t block = 64;  // partial sums of this many rows, then a sum of those: error grows with m / block
+  constexpr int64_t columns_per_thread = 256;
+  parallel_for(n, m * n < (1 << 16) ? n : columns_per_thread, [&](int64_t begin, int64_t end) {
+    for_lanes<T>(begin, end, [&](int64_t j, int64_t lanes, auto tag) {
+      Vec<T> total;
+      for (int64_t i0 = 0; i0 < m; i0 += block) {
+        Vec<T> partial;
+        for (int64_t i = i0; i < min_of(m, i0 + block); ++i) partial = partial + load_lanes(x + i * n + j, lanes, tag);
+        total = total + partial;
+      }
+      store_lanes(total, sum + j, lanes, tag);
+    });
+  });
+}
+
+template void gemm(float*, int64_t, int64_t, MatrixView<float>, MatrixView<float>, int64_t, int64_t, int64_t, int64_t,
+                   Epilogue<float>, Context);
+template void gemm(double*, int64_t, int64_t, MatrixView<double>, MatrixView<double>, int64_t, int64_t, int64_t,
+                   int64_t, Epilogue<double>, Context);
+template void column_sum(float*, const float*, int64_t, int64_t, Context);
+template void column_sum(double*, const double*, int64_t, int64_t, Context);
+
+}  // namespace minidl::MINIDL_ISA
