@@ -327,9 +327,12 @@ void cross_entropy_backward(T* dx_, const T* dy, const T* x_, const T* stats, co
         const Vec<T> g = walk.load_rows(g_of_row), m = walk.load_rows(stats + row);
         const Vec<T> scale = g * mass / walk.load_rows(stats + rows + row);
         walk.each(0, walk.classes, [&](int64_t c, int64_t i, int64_t lanes, auto tag) {
-          Vec<T> d = scale * exp(load_lanes(x + i, lanes, tag) - m);
-          if constexpr (Q::exists) d = d - g * spread.q(walk, c, i, lanes, tag);
-          store_lanes(d, dx + i, lanes, tag);
+          const Vec<T> e = exp(load_lanes(x + i, lanes, tag) - m);
+          if constexpr (Q::exists) {
+            store_lanes(fmadd(scale, e, neg(g * spread.q(walk, c, i, lanes, tag))), dx + i, lanes, tag);
+          } else {
+            store_lanes(scale * e, dx + i, lanes, tag);
+          }
         });
         if (t.index) {
           for (int64_t i = 0; i < walk.rows; ++i) {

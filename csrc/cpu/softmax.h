@@ -17,7 +17,7 @@ namespace {
 
 template <class T>
 struct AlongClasses {
-  static constexpr int64_t block = 64 * Vec<T>::width;  // classes that stay in L1 between two looks at them
+  static constexpr int64_t block = 1024;  // classes that stay in L1 between two looks at them
   static constexpr int64_t class_stride = 1, rows = 1;
   int64_t classes;
 

@@ -52,7 +52,7 @@ inline void check_index_target(const char* op, const Tensor& x, const Tensor& ta
   TORCH_CHECK(x.device() == target.device(), "minidl::", op,
               ": expected input and target on the same device, but got ", x.device(), " and ", target.device());
   if (x.dim() == 1) {
-    TORCH_CHECK(target.dim() <= 1 && target.sym_numel() == 1, "minidl::", op, ": expected one class index for input ",
+    TORCH_CHECK_VALUE(target.dim() <= 1 && target.sym_numel() == 1, "minidl::", op, ": expected one class index for input ",
                 x_shape, ", but got target ", t_shape);
     return;
   }
