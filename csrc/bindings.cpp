@@ -4,6 +4,8 @@
 
 #include "dispatch.h"
 #include "ops/ops.h"
+#include "optimizer_bindings.h"
+#include "parallel.h"
 
 namespace py = pybind11;
 using namespace minidl;
@@ -16,6 +18,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("available_isas", torch::wrap_pybind_function(available_isas));
   m.def("isa", torch::wrap_pybind_function(isa));
   m.def("set_isa", torch::wrap_pybind_function(set_isa), py::arg("name"));
+  m.def("threads_used", torch::wrap_pybind_function_no_gil(threads_used));
 
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   OP(matmul, py::arg("a"), py::arg("b"));
@@ -27,5 +30,6 @@ PYBIND11_MODULE(_C, m) {
      py::arg("ignore_index") = -100, py::arg("label_smoothing") = 0.0);
   OP(nll_loss, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(), py::arg("reduction") = 1,
      py::arg("ignore_index") = -100);
+  bind_optimizers(m);
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }

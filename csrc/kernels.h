@@ -75,16 +75,16 @@ struct ClassTarget {
 };
 
 // One parameter tensor of an optimizer step, with its gradient, state and step-dependent scalars.
-// State pointers that the algorithm does not use are nullptr.
+// The state that an algorithm keeps is what its options say: a pointer is nullptr where the option is off.
 template <class T>
 struct OptimizerTensor {
   T* p;
   const T* g;
-  T* state[3];  // sgd: {momentum_buffer}; rmsprop: {square_avg, momentum_buffer, grad_avg};
-                // adam: {exp_avg, exp_avg_sq, max_exp_avg_sq}
+  T* state[3];  // sgd: {momentum_buffer}; rmsprop: {square_avg, momentum_buffer, grad_avg (centered)};
+                // adam: {exp_avg, exp_avg_sq, max_exp_avg_sq (amsgrad)}
   int64_t n;
   double correction1, correction2;  // adam: 1 - beta1^t, sqrt(1 - beta2^t)
-  bool first;                       // sgd: the momentum buffer is to be initialised with the gradient
+  bool first;                       // sgd: the momentum buffer is not read but becomes the gradient
 };
 
 struct SgdParams {
@@ -94,12 +94,12 @@ struct SgdParams {
 
 struct RmspropParams {
   double lr, alpha, eps, weight_decay, momentum;
-  bool centered, maximize;
+  bool maximize;
 };
 
 struct AdamParams {
   double lr, beta1, beta2, eps, weight_decay;
-  bool amsgrad, maximize, decoupled;  // decoupled: AdamW's weight decay
+  bool decoupled, maximize;  // decoupled: AdamW's weight decay
 };
 
 template <class T>

@@ -6,7 +6,10 @@
 
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <set>
+#include <thread>
 
 namespace minidl {
 
@@ -14,6 +17,23 @@ void parallel_ranges(int64_t n, int64_t grain, void (*body)(void*, int64_t, int6
   if (n <= 0) return;
   if (n <= grain) return body(args, 0, n);  // small work never leaves its thread, nor pays for the region
   at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(args, begin, end); });
+}
+
+int threads_used() {
+  struct Shared {
+    std::mutex mutex;
+    std::set<std::thread::id> seen;
+  } shared;
+  const int threads = at::get_num_threads();
+  parallel_ranges(
+      threads, 1,
+      [](void* args, int64_t, int64_t) {
+        auto* shared = static_cast<Shared*>(args);
+        const std::lock_guard lock(shared->mutex);
+        shared->seen.insert(std::this_thread::get_id());
+      },
+      &shared);
+  return static_cast<int>(shared.seen.size());
 }
 
 void* thread_workspace(size_t bytes) {

@@ -9,6 +9,9 @@ namespace minidl {
 // serially when n <= grain or inside another parallel region.
 void parallel_ranges(int64_t n, int64_t grain, void (*body)(void* args, int64_t begin, int64_t end), void* args);
 
+// How many threads a region of torch's thread count really runs on: 1 would mean that this build has lost OpenMP.
+int threads_used();
+
 // Scratch of the calling thread, 64-byte aligned; the same memory on every call, so valid until the next one.
 void* thread_workspace(size_t bytes);
 

@@ -1,24 +1,107 @@
+"""The functions of ``torch.nn.functional`` that minidl computes, with torch's signatures.
+
+Every function takes float32 or float64 tensors of any strides, records what autograd needs, and raises what torch
+raises: ``RuntimeError`` for shapes and dtypes that do not fit together, ``ValueError`` for options that do not
+exist, ``NotImplementedError`` for dtypes and devices without a kernel. Names of shapes: ``N`` rows, ``C`` classes,
+``*`` any dimensions.
+"""
+
+from __future__ import annotations
+
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import _reduction as _Reduction
 
 from minidl import _C
-def relu(input, inplace=False):
-    return _C.activation(input, "relu")
 
 
-def _ops():
-    # Dynamo cannot trace into the extension module, but knows operators.
+def _ops() -> Any:
+    """The way in: pybind11 when run, the dispatcher's operators when traced by Dynamo, which cannot see into pybind11."""
     return torch.ops.minidl if torch.compiler.is_dynamo_compiling() else _C
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- matmul ----------------------------------------------------------------------------------------------------
+
+
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """Matrix product with the shapes of :func:`torch.matmul`.
+
+    1-D operands are a row on the left and a column on the right; leading dimensions broadcast.
+    """
+    return _ops().matmul(input, other)
+
+
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """``activation(input @ weight.T + bias)`` in one pass over the output.
+
+    ``input`` is ``(*, in_features)``, ``weight`` ``(out_features, in_features)``, ``bias`` ``(out_features)``; the
+    result is ``(*, out_features)``. ``activation`` is ``"relu"``, ``"sigmoid"``, ``"tanh"``, ``"gelu"``,
+    ``"gelu_tanh"``, ``"silu"`` or ``None``.
+    """
+    if weight.dim() == 1:  # torch: one output feature, without a dimension of its own
+        y = matmul(input, weight) if bias is None else matmul(input, weight) + bias
+        return y if activation is None else _ops().activation(y, activation)
+    return _ops().linear(input, weight, bias, activation or "none")
+
+
+# ---- activation ------------------------------------------------------------------------------------------------
+
+
+def _activation(input: Tensor, name: str, inplace: bool, *parameters: float) -> Tensor:
+    if not inplace:
+        return _ops().activation(input, name, *parameters)
+    # Autograd may need the input's old value, which copy_ is about to overwrite.
+    kept = input.clone() if torch.is_grad_enabled() and input.requires_grad else input
+    return input.copy_(_ops().activation(kept, name, *parameters))
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """``max(input, 0)``; NaN stays NaN, and the slope at 0 is 0."""
+    return _activation(input, "relu", inplace)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """``input`` where positive, else ``negative_slope * input``."""
+    return _activation(input, "leaky_relu", inplace, negative_slope)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """``1 / (1 + exp(-input))``."""
+    return _ops().activation(input, "sigmoid")
+
+
+def tanh(input: Tensor) -> Tensor:
+    """Hyperbolic tangent."""
+    return _ops().activation(input, "tanh")
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """``input * Phi(input)``, or its tanh form for ``approximate="tanh"`` (Hendrycks and Gimpel, arXiv:1606.08415)."""
+    if approximate not in ("none", "tanh"):
+        raise RuntimeError("approximate argument must be either none or tanh.")
+    return _ops().activation(input, "gelu" if approximate == "none" else "gelu_tanh")
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """``input * sigmoid(input)``."""
+    return _activation(input, "silu", inplace)
+
+
+def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """``log(1 + exp(beta * input)) / beta``, and ``input`` itself where ``beta * input > threshold``."""
+    return _ops().activation(input, "softplus", beta, threshold)
+
+
+# ---- loss ------------------------------------------------------------------------------------------------------
 
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
-    """`reduction`, or what torch's deprecated pair of flags stood for."""
+    """``reduction``, or what torch's deprecated pair of flags stood for."""
     if size_average is None and reduce is None:
         return reduction
     return _Reduction.legacy_get_string(size_average, reduce)
@@ -42,7 +125,7 @@ def _promoted(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _elementwise_loss(
     kind: str, input: Tensor, target: Tensor, reduction: str, weight: Tensor | None = None, beta: float = 1.0
 ) -> Tensor:
-    """A loss of input - target after broadcasting; with `weight`, each element times its weight."""
+    """A loss of input - target after broadcasting; with ``weight``, each element times its weight."""
     if weight is not None and weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
     if target.size() != input.size():
@@ -70,7 +153,7 @@ def mse_loss(
     """Squared error (input - target)^2: see torch.nn.functional.mse_loss.
 
     input and target broadcast, with a UserWarning where their sizes differ; float32 or float64 (the other may be
-    anything that promotes to it). With `weight`, of input's size, "mean" divides by the sum of the weights.
+    anything that promotes to it). With ``weight``, of input's size, "mean" divides by the sum of the weights.
     """
     _warn_if_sizes_differ(input, target)
     reduction = _reduction(size_average, reduce, reduction)
@@ -89,7 +172,7 @@ def l1_loss(
 ) -> Tensor:
     """Absolute error |input - target|, with slope 0 at 0: see torch.nn.functional.l1_loss.
 
-    Shapes, dtypes and `weight` as in mse_loss.
+    Shapes, dtypes and ``weight`` as in mse_loss.
     """
     _warn_if_sizes_differ(input, target)
     reduction = _reduction(size_average, reduce, reduction)
@@ -126,7 +209,7 @@ def huber_loss(
 ) -> Tensor:
     """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), for d = input - target.
 
-    delta <= 0 and unequal dtypes raise RuntimeError. Shapes as in mse_loss; with `weight`, "mean" divides by the
+    delta <= 0 and unequal dtypes raise RuntimeError. Shapes as in mse_loss; with ``weight``, "mean" divides by the
     number of elements.
     """
     _warn_if_sizes_differ(input, target)
@@ -176,7 +259,7 @@ def binary_cross_entropy_with_logits(
     return _ops().loss(input, target, "bce_with_logits", reduction_enum, weight, pos_weight)
 
 
-# ---- softmax and the losses of classes ------------------------------------------------------------------------
+# ---- softmax ---------------------------------------------------------------------------------------------------
 
 
 def _softmax(
@@ -197,10 +280,10 @@ def _softmax(
 def softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """exp(x) / sum exp(x) along `dim`, after conversion to `dtype`: see torch.nn.functional.softmax.
+    """exp(x) / sum exp(x) along ``dim``, after conversion to ``dtype``: see torch.nn.functional.softmax.
 
     Any shape, 0-d included; float32 or float64, else NotImplementedError. A row that is all -inf, or holds NaN or
-    +inf, becomes NaN. Without `dim` torch's old choice is made, with a UserWarning.
+    +inf, becomes NaN. Without ``dim`` torch's old choice is made, with a UserWarning.
     """
     return _softmax("softmax", input, dim, _stacklevel, dtype, False)
 
@@ -208,7 +291,7 @@ def softmax(
 def log_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """x - log sum exp(x) along `dim`, the logarithm of softmax: arguments as there."""
+    """x - log sum exp(x) along ``dim``, the logarithm of softmax: arguments as there."""
     return _softmax("log_softmax", input, dim, _stacklevel, dtype, True)
 
 
@@ -221,7 +304,7 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """-weight[t] input[t], for log-probabilities `input` and class indices t: see torch.nn.functional.nll_loss.
+    """-weight[t] input[t], for log-probabilities ``input`` and class indices t: see torch.nn.functional.nll_loss.
 
     input (C), (N, C) or (N, C, d1, ...); target, int64, without C; weight (C). "mean" divides by the sum of
     weight[t]; rows with t == ignore_index count for nothing. IndexError for an index that is no class, ValueError

@@ -1,1 +1,125 @@
-from torch.optim import *
+"""The optimizers of the course: torch.optim's own classes, with an update that is one call into minidl's kernels.
+
+A subclass keeps everything of torch's class but the arithmetic: constructor and its checks, group keys, state and
+its layout, hooks, ``state_dict`` and ``load_state_dict`` both ways, learning rate schedulers. Formulas are those in
+the documentation of torch's classes.
+
+Parameters are float32 or float64 CPU tensors of any layout. A step raises, before it writes anything, RuntimeError
+for sparse gradients and NotImplementedError for complex and other dtypes and for ``differentiable=True`` and
+``capturable=True``. ``foreach`` and ``fused`` are accepted and change nothing: an update always makes one pass.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer, lr_scheduler, swa_utils
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from minidl import _C
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "lr_scheduler", "swa_utils"]
+
+
+class _KernelStep(Optimizer):
+    """What every optimizer here puts before torch's class in its bases: the ``step``."""
+
+    # One update of a parameter group; False, and nothing done, if state is missing.
+    _update: Callable[[dict[str, Any], dict[Any, Any]], bool]
+
+    def _first_update(self, group: dict[str, Any]) -> None:
+        """Let torch's class create the state of parameters that have none, then update."""
+        self._init_group(group, *([] for _ in range(6)))  # type: ignore[attr-defined]
+        if not self._update(group, self.state):
+            raise RuntimeError(f"minidl.optim.{type(self).__name__}: a parameter's state has None for a tensor")
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; return what ``closure``, which may compute them, returned."""
+        args = (self,) if closure is None else (self, closure)
+        if torch.compiler.is_compiling():
+            return _untraced_step(*args)
+        return _watched_step(*args) if _is_watched(self) else _step(*args)
+
+    # torch wraps the step of each class in a profiler range and calls of hooks, unless it is marked so: both together
+    # take longer than a small update, and `step` sees to them itself where there is a profiler or a hook.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    # torch sets this for fused=True, and GradScaler then leaves unscaling and skipping to the update.
+    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
+
+
+def _step(self: _KernelStep, closure: Callable[[], Any] | None = None) -> Any:
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    for group in self.param_groups:
+        if not self._update(group, self.state):
+            self._first_update(group)
+    return loss
+
+
+_watched_step = Optimizer.profile_hook_step(_step)
+_untraced_step = torch._disable_dynamo(_watched_step)  # for torch.compile a step is a break in the graph
+
+
+def _is_watched(optimizer: Optimizer) -> bool:
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def _number(option: float | Tensor) -> float:
+    return option.item() if isinstance(option, Tensor) else option
+
+
+class SGD(_KernelStep, torch.optim.SGD):
+    """Stochastic gradient descent with momentum, Nesterov momentum and weight decay: see ``torch.optim.SGD``."""
+
+    _update = staticmethod(_C.sgd_step)
+
+    @torch.no_grad()
+    def _first_update(self, group: dict[str, Any]) -> None:
+        """Update where some parameters have no momentum buffer yet; it begins as their gradient."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        found: list[Tensor | None] = []
+        self._init_group(group, params, grads, found)
+        first = [i for i, buffer in enumerate(found) if buffer is None]
+        buffers = [torch.empty_like(p) if b is None else b for p, b in zip(params, found, strict=True)]
+        numbers = {name: _number(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
+        flags = {name: bool(group[name]) for name in ("nesterov", "maximize")}
+        torch.ops.minidl.sgd_step(params, grads, buffers, first, **numbers, **flags)
+        for param, buffer in zip(params, buffers, strict=True):
+            self.state[param]["momentum_buffer"] = buffer
+
+
+class RMSprop(_KernelStep, torch.optim.RMSprop):
+    """RMSprop, centered or not, with momentum and weight decay: see ``torch.optim.RMSprop``."""
+
+    _update = staticmethod(_C.rmsprop_step)
+
+
+class Adam(_KernelStep, torch.optim.Adam):
+    """Adam with AMSGrad and weight decay, decoupled or not: see ``torch.optim.Adam``."""
+
+    _update = staticmethod(_C.adam_step)
+
+
+class AdamW(_KernelStep, torch.optim.AdamW):
+    """Adam with decoupled weight decay: see ``torch.optim.AdamW``."""
+
+    _update = staticmethod(_C.adam_step)
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name in torch.optim.__all__:
+        raise AttributeError(
+            f"minidl.optim has no {name}; torch.optim.{name} works beside it, on the same parameters and models"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,9 +50,7 @@ def test_sizes(isa, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_views(isa, name):
     x, t = pair(name, 5, 7, 3)
-    for (a, b), reduction in itertools.product(
-        itertools.product(views_of(x), views_of(t)), ["none", "mean"]
-    ):
+    for (a, b), reduction in itertools.product(itertools.product(views_of(x), views_of(t)), ["none", "mean"]):
         assert_like_torch(name, (a, b), {"reduction": reduction}, wrt=(0, 1))
     row, target = pair(name, 7)
     for reduction in REDUCTIONS:

@@ -21,7 +21,16 @@ REDUCTIONS = ["none", "mean", "sum"]
 INF, NAN = float("inf"), float("nan")
 # Rows along the lanes, and rows across them; one class, ragged vectors, several blocks.
 SHAPES = [(0, 3), (3, 1), (1, 7), (64, 10), (5, 31), (5, 33), (3, 1031), (2, 40001), (300, 127)]
-K_SHAPES = [(2, 3, 0), (1, 1, 1), (2, 5, 1), (3, 4, 2), (2, 7, 31), (2, 5, 3, 11), (2, 130, 17), (2, 3, 2, 2, 5)]
+K_SHAPES = [
+    (2, 3, 0),
+    (1, 1, 1),
+    (2, 5, 1),
+    (3, 4, 2),
+    (2, 7, 31),
+    (2, 5, 3, 11),
+    (2, 130, 17),
+    (2, 3, 2, 2, 5),
+]
 
 
 def logits(*shape, seed=0):
@@ -112,7 +121,15 @@ def test_softmax_arguments(name):
         assert caught[0].filename == __file__
         dim = 0 if len(shape) in (0, 1, 3) else 1
         assert torch.equal(y, function(logits(*shape), dim))
-    for args in ((x, 2), (x, -3), (torch.tensor(1.0), 1), (torch.arange(3), 0), (x + 0j, 0), (x, 1.5), (x > 0, 0)):
+    for args in (
+        (x, 2),
+        (x, -3),
+        (torch.tensor(1.0), 1),
+        (torch.arange(3), 0),
+        (x + 0j, 0),
+        (x, 1.5),
+        (x > 0, 0),
+    ):
         assert_same_error(name, args)
     with pytest.raises(NotImplementedError, match=r"minidl::softmax .*Half"):
         function(x.half(), 1)
@@ -128,7 +145,9 @@ def test_index_targets(isa, name, shape):
     x, t = logits(*shape), indices(shape)
     for reduction, w in itertools.product(REDUCTIONS, [None, weight]):
         assert_like_torch(name, (x, t), {"reduction": reduction, "weight": w})
-        if name == "cross_entropy" and shape[1] > 1:  # of one class the gradient is 0, to rounding of the smoothing
+        if (
+            name == "cross_entropy" and shape[1] > 1
+        ):  # of one class the gradient is 0, to rounding of the smoothing
             assert_like_torch(name, (x, t), {"reduction": reduction, "weight": w, "label_smoothing": 0.1})
 
 
@@ -183,7 +202,9 @@ def test_cross_entropy_of_special_values(isa):
         kwargs = {"label_smoothing": eps, "reduction": reduction}
         t = torch.full((len(x),), column)
         assert_same_specials("cross_entropy", (x, t), kwargs)
-        assert_same_specials("cross_entropy", (x[:, :, None].expand(-1, -1, 2), t[:, None].expand(-1, 2)), kwargs)
+        assert_same_specials(
+            "cross_entropy", (x[:, :, None].expand(-1, -1, 2), t[:, None].expand(-1, 2)), kwargs
+        )
         p = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 0], [0, 0.25, 0.75]])[column % 4]
         assert_same_specials("cross_entropy", (x, p.expand_as(x).contiguous()), kwargs)
         w = torch.tensor([0.0, 1.0, 2.0])
@@ -344,7 +365,11 @@ def test_operators_pass_opcheck():
 def test_compiles_in_one_graph():
     def step(x, t, p):
         y = F.log_softmax(x, 1)
-        return F.nll_loss(y, t) + F.cross_entropy(x, t, label_smoothing=0.1) + F.cross_entropy(F.softmax(x, 1), p)
+        return (
+            F.nll_loss(y, t)
+            + F.cross_entropy(x, t, label_smoothing=0.1)
+            + F.cross_entropy(F.softmax(x, 1), p)
+        )
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for n in (5, 9):

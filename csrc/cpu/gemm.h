@@ -42,31 +42,39 @@ void microkernel(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* 
                  int last, bool accumulate, const T* bias) {
   static_assert(rows * vectors <= 28, "accumulators, B and A must fit 32 registers");
   constexpr int w = Vec<T>::width;
+  // C is needed in kc steps, B in a few: neither should then be waited for.
+  unroll<rows>([&](auto i) { unroll<vectors>([&](auto j) { __builtin_prefetch(c + i * ldc + j * w, 1); }); });
+  constexpr int64_t ahead = 4;
+
   Vec<T> acc[rows][vectors];
+  unroll<rows>([&](auto i) { unroll<vectors>([&](auto j) { acc[i][j] = Vec<T>(); }); });
   for (int64_t p = 0; p < kc; ++p, a += a_col, b += b_row) {
     Vec<T> bv[vectors];
-    MINIDL_UNROLL for (int j = 0; j < vectors; ++j) bv[j] = Vec<T>::load(b + j * w);
-    MINIDL_UNROLL for (int i = 0; i < rows; ++i) {
+    unroll<vectors>([&](auto j) { bv[j] = Vec<T>::load(b + j * w); });
+    unroll<vectors>([&](auto j) { __builtin_prefetch(b + ahead * b_row + j * w); });
+    unroll<rows>([&](auto i) {
       const Vec<T> av(a[i * a_row]);
-      MINIDL_UNROLL for (int j = 0; j < vectors; ++j) acc[i][j] = fmadd(av, bv[j], acc[i][j]);
-    }
+      unroll<vectors>([&](auto j) { acc[i][j] = fmadd(av, bv[j], acc[i][j]); });
+    });
   }
-  MINIDL_UNROLL for (int j = 0; j < vectors; ++j) {
-    const bool ragged = j == vectors - 1 && last < w;
-    const auto load = [&](const T* p) { return ragged ? Vec<T>::load(p, last) : Vec<T>::load(p); };
-    const Vec<T> add = bias ? load(bias + j * w) : Vec<T>();
-    MINIDL_UNROLL for (int i = 0; i < rows; ++i) {
+
+  // Only the last vector of a row can be ragged; masking it always costs less than asking.
+  unroll<vectors>([&](auto j) {
+    const auto load = [&](const T* p) { return j == vectors - 1 ? Vec<T>::load(p, last) : Vec<T>::load(p); };
+    if (accumulate) unroll<rows>([&](auto i) { acc[i][j] = acc[i][j] + load(c + i * ldc + j * w); });
+    if (bias) {
+      const Vec<T> add = load(bias + j * w);
+      unroll<rows>([&](auto i) { acc[i][j] = acc[i][j] + add; });
+    }
+    unroll<rows>([&](auto i) {
       T* out = c + i * ldc + j * w;
-      Vec<T> v = acc[i][j];
-      if (accumulate) v = v + load(out);
-      if (bias) v = v + add;
-      if (ragged) {
-        v.store(out, last);
+      if constexpr (j.value == vectors - 1) {
+        acc[i][j].store(out, last);
       } else {
-        v.store(out);
+        acc[i][j].store(out);
       }
-    }
-  }
+    });
+  });
 }
 
 // microkernels<T>[vectors][rows]: an instance for every tile that an edge of C can leave over.

@@ -198,10 +198,10 @@ void all_in_unit_interval(bool* inside, const T* x, int64_t n, Context ctx) {
   *inside = outside == 0;
 }
 
-#define INSTANTIATE(T)                                                                                           \
-  template void loss_forward(T*, const T*, const T*, const T*, const T*, int64_t, LossParams, Context);          \
-  template void loss_backward(T*, const T*, const T*, const T*, const T*, const T*, int64_t, LossParams, bool,   \
-                              Context);                                                                          \
+#define INSTANTIATE(T)                                                                                   \
+  template void loss_forward(T*, const T*, const T*, const T*, const T*, int64_t, LossParams, Context);  \
+  template void loss_backward(T*, const T*, const T*, const T*, const T*, const T*, int64_t, LossParams, \
+                              bool, Context);                                                            \
   template void all_in_unit_interval(bool*, const T*, int64_t, Context);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -8,11 +8,11 @@
 namespace minidl::MINIDL_ISA {
 namespace {
 
-// Block sizes, in elements. A KC x panel_width panel of B streams from L2 through L1 under every row of the MC x KC
-// block of A, which stays in L2; KC x NC of B is packed at a time.
+// Block sizes, in elements: an MC x KC block of A stays in L2 while the KC x NC of B that are packed at a time pass
+// under it, a panel after the other; a panel streams from L2 through L1 under every tile of the block.
 template <class T>
 struct Blocks {
-  static constexpr int64_t kc = 1024 / sizeof(T), mc = 192, nc = 8 * panel_width<T>;
+  static constexpr int64_t kc = 1536 / sizeof(T), mc = 96, nc = 16 * panel_width<T>;
   static constexpr int64_t pad = 64 / sizeof(T);  // keeps packed rows off each other's cache sets
   static constexpr int64_t a_size = (kc + pad) * (mc + pad), workspace = a_size + kc * nc;  // a thread
 };

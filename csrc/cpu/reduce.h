@@ -1,5 +1,5 @@
-// Sums that have the same bits on any number of threads: fixed chunks, added up in their order. Within a chunk short
-// runs are summed in T, over lanes, and the runs in double.
+// Sums that have the same bits on any number of threads: fixed chunks, added up in their order. Within a
+// chunk short runs are summed in T, over lanes, and the runs in double.
 #pragma once
 #include "kernels.h"
 #include "parallel.h"
@@ -22,7 +22,8 @@ MINIDL_INLINE Vec<T> keep_lanes(Vec<T> v, int64_t n, T fill, Tag) {
   }
 }
 
-// The sum of f(i, lanes, tag), as for_lanes calls it. Four independent chains hide the latency of the addition.
+// The sum of f(i, lanes, tag), as for_lanes calls it. Four independent chains hide the latency of the
+// addition.
 template <class T, class F>
 MINIDL_INLINE double sum_lanes(int64_t begin, int64_t end, F f) {
   constexpr int64_t w = Vec<T>::width, chains = 4, run = 8 * chains * w;

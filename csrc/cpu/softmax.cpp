@@ -12,7 +12,8 @@ constexpr int64_t chunk = 8192;   // elements whose rows make up one partial sum
 template <class T>
 constexpr T lowest = static_cast<T>(sizeof(T) == 4 ? -__FLT_MAX__ : -__DBL_MAX__);
 
-// ---- the target distribution q of a row -----------------------------------------------------------------------
+// ---- the target distribution q of a row
+// -----------------------------------------------------------------------
 
 // All of q that depends on the class alone or on given probabilities: q[c] = (scale p[c] + shift) weight[c].
 template <class T>
@@ -43,15 +44,18 @@ struct NoSpread {
 template <class T, class F>
 void visit_spread(const ClassTarget<T>& t, int64_t classes, F visit) {
   const T shift = static_cast<T>(t.label_smoothing / static_cast<double>(classes));
-  if (t.probability) return visit(Spread<T>{t.probability, t.weight, static_cast<T>(1 - t.label_smoothing), shift});
+  if (t.probability)
+    return visit(Spread<T>{t.probability, t.weight, static_cast<T>(1 - t.label_smoothing), shift});
   if (t.label_smoothing > 0) return visit(Spread<T>{nullptr, t.weight, T(0), shift});
   visit(NoSpread<T>{});
 }
 
-// What the index targets of a walk's rows say, one lane a row: the weight of the index in q, 0 in ignored rows.
+// What the index targets of a walk's rows say, one lane a row: the weight of the index in q, 0 in ignored
+// rows.
 template <class T>
 struct Picked {
-  int64_t position[Vec<T>::width];  // of the element at the index, from the first element of the walk; -1: ignored
+  int64_t position[Vec<T>::width];  // of the element at the index, from the first element of the walk; -1:
+                                    // ignored
   T weight[Vec<T>::width] = {};
 
   template <class Walk>
@@ -65,19 +69,20 @@ struct Picked {
   }
 };
 
-// ---- one pass over a row --------------------------------------------------------------------------------------
+// ---- one pass over a row
+// --------------------------------------------------------------------------------------
 
 template <class T>
 struct RowSums {
   Vec<T> max = lowest<T>;  // not -inf: exp(x - max) is then 0, not NaN, as long as every x is -inf
   Vec<T> sum;              // of exp(x - max)
-  Vec<T> reference;        // some value near the logits; of a block without any, all q sums are inf or NaN anyway
-  Vec<T> mass;             // sum of q
-  Vec<T> cross;            // sum of q (reference - x)
+  Vec<T> reference;  // some value near the logits; of a block without any, all q sums are inf or NaN anyway
+  Vec<T> mass;       // sum of q
+  Vec<T> cross;      // sum of q (reference - x)
 };
 
-// Online softmax (Milakov and Gimelshein, arXiv:1805.02867): block by block, the maximum, then the sums relative to
-// it while the block is in L1. A NaN or +inf anywhere makes the sum NaN.
+// Online softmax (Milakov and Gimelshein, arXiv:1805.02867): block by block, the maximum, then the sums
+// relative to it while the block is in L1. A NaN or +inf anywhere makes the sum NaN.
 template <class T, class Walk, class Q>
 MINIDL_INLINE RowSums<T> sum_row(const T* x, const Walk& walk, const Q& spread) {
   RowSums<T> row;
@@ -159,7 +164,8 @@ MINIDL_INLINE LossSums row_losses(T* losses, const RowSums<T>& sums, const T* x,
   return s;
 }
 
-// ---- nll_loss -------------------------------------------------------------------------------------------------
+// ---- nll_loss
+// -------------------------------------------------------------------------------------------------
 
 // f(row, position of x[t], weight[t]) for the rows of [begin, end) that are not ignored.
 template <class T, class F>
@@ -188,7 +194,8 @@ T row_gradient(const T* dy, const T* total_weight, Reduction r, int64_t row) {
 
 }  // namespace
 
-// ---- kernels --------------------------------------------------------------------------------------------------
+// ---- kernels
+// --------------------------------------------------------------------------------------------------
 
 template <class T>
 void softmax_forward(T* y_, const T* x_, ClassShape s, bool log_, Context) {
@@ -244,8 +251,8 @@ void softmax_backward(T* dx_, const T* dy_, const T* y_, ClassShape s, bool log_
 }
 
 template <class T>
-void find_bad_target(int64_t* position, const int64_t* target, int64_t n, int64_t classes, int64_t ignore_index,
-                     Context) {
+void find_bad_target(int64_t* position, const int64_t* target, int64_t n, int64_t classes,
+                     int64_t ignore_index, Context) {
   const auto bad = [&](int64_t t) {
     return (static_cast<uint64_t>(t) >= static_cast<uint64_t>(classes)) & (t != ignore_index);
   };
@@ -281,7 +288,8 @@ void cross_entropy_forward(T* loss, T* stats, T* total_weight, const T* x_, Clas
       return sums;
     };
     const int64_t count = walks.count(), per_chunk = walks.holding(chunk);
-    finish_loss(loss, total_weight, chunked_sum<LossSums>(count, per_chunk, walks.holding(grain), ctx, run), r);
+    finish_loss(loss, total_weight, chunked_sum<LossSums>(count, per_chunk, walks.holding(grain), ctx, run),
+                r);
   });
 }
 
@@ -371,14 +379,14 @@ void nll_loss_backward(T* dx, const T* dy, const T* total_weight, ClassTarget<T>
   });
 }
 
-#define INSTANTIATE(T)                                                                                           \
-  template void softmax_forward(T*, const T*, ClassShape, bool, Context);                                        \
-  template void softmax_backward(T*, const T*, const T*, ClassShape, bool, Context);                             \
-  template void find_bad_target<T>(int64_t*, const int64_t*, int64_t, int64_t, int64_t, Context);                \
-  template void cross_entropy_forward(T*, T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context);     \
-  template void cross_entropy_backward(T*, const T*, const T*, const T*, const T*, ClassTarget<T>, ClassShape,   \
-                                       Reduction, Context);                                                      \
-  template void nll_loss_forward(T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context);              \
+#define INSTANTIATE(T)                                                                                       \
+  template void softmax_forward(T*, const T*, ClassShape, bool, Context);                                    \
+  template void softmax_backward(T*, const T*, const T*, ClassShape, bool, Context);                         \
+  template void find_bad_target<T>(int64_t*, const int64_t*, int64_t, int64_t, int64_t, Context);            \
+  template void cross_entropy_forward(T*, T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context); \
+  template void cross_entropy_backward(T*, const T*, const T*, const T*, const T*, ClassTarget<T>,           \
+                                       ClassShape, Reduction, Context);                                      \
+  template void nll_loss_forward(T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context);          \
   template void nll_loss_backward(T*, const T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context);
 INSTANTIATE(float)
 INSTANTIATE(double)

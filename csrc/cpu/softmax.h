@@ -1,9 +1,11 @@
-// How a vector walks over the classes of its rows. The kernels of softmax.cpp are written once over either walk:
+// How a vector walks over the classes of its rows. The kernels of softmax.cpp are written once over either
+// walk:
 //
 //   AlongClasses (inner == 1)   one row, whose classes lie side by side: a step is `width` classes
 //   AcrossRows   (inner > 1)    `rows` neighbouring rows, one a lane: a step is one class
 //
-//   each(begin, end, f)         f(c, offset, lanes, tag) for the steps over classes [begin, end): the first class, where
+//   each(begin, end, f)         f(c, offset, lanes, tag) for the steps over classes [begin, end): the first
+//   class, where
 //                               it lies, and how many lanes hold data
 //   keep(v, lanes, fill, tag)   v with lanes that hold no class neutralised
 //   merge_max, merge_sum        from lanes to rows: the result of a row, in every lane of the row
@@ -73,7 +75,8 @@ struct Walks {
   int64_t groups = s.inner == 1 ? 1 : ceil_div(s.inner, Vec<T>::width);
 
   int64_t count() const { return s.outer * groups; }
-  // Walks that make up about `elements` elements: what a thread should get at least, or one partial sum covers.
+  // Walks that make up about `elements` elements: what a thread should get at least, or one partial sum
+  // covers.
   int64_t holding(int64_t elements) const {
     const int64_t rows = s.inner == 1 ? 1 : min_of(s.inner, Vec<T>::width);
     return max_of(1, elements / max_of(1, rows * s.classes));

@@ -33,6 +33,21 @@
 namespace minidl::MINIDL_ISA {
 namespace {
 
+// f(0), f(1), ... f(n - 1) with the index as a constant type: unrolled by the front end, so that an array of
+// registers that f indexes becomes registers (a loop pragma comes too late for that).
+template <int i>
+struct Index {
+  static constexpr int value = i;
+  MINIDL_INLINE constexpr operator int() const { return i; }
+};
+template <int n, int i = 0, class F>
+MINIDL_INLINE void unroll(F&& f) {
+  if constexpr (i < n) {
+    f(Index<i>{});
+    unroll<n, i + 1>(f);
+  }
+}
+
 MINIDL_INLINE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 MINIDL_INLINE constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 MINIDL_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

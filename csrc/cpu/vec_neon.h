@@ -19,12 +19,14 @@ struct Vec<float> {
   MINIDL_INLINE Vec(float s) : v(vdupq_n_f32(s)) {}
   static MINIDL_INLINE Vec load(const float* p) { return vld1q_f32(p); }
   static MINIDL_INLINE Vec load(const float* p, int n) {
+    if (n == 4) return vld1q_f32(p);
     float lanes[4] = {0, 0, 0, 0};
     for (int i = 0; i < n; ++i) lanes[i] = p[i];
     return vld1q_f32(lanes);
   }
   MINIDL_INLINE void store(float* p) const { vst1q_f32(p, v); }
   MINIDL_INLINE void store(float* p, int n) const {
+    if (n == 4) return vst1q_f32(p, v);
     float lanes[4];
     vst1q_f32(lanes, v);
     for (int i = 0; i < n; ++i) p[i] = lanes[i];

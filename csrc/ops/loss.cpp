@@ -9,13 +9,14 @@ namespace {
 LossParams parse_loss(const char* op, std::string_view kind, int64_t reduction, double beta) {
   using enum LossKind;
   constexpr std::pair<std::string_view, LossKind> known[] = {
-      {"mse", mse}, {"l1", l1},   {"smooth_l1", smooth_l1},
+      {"mse", mse},     {"l1", l1},   {"smooth_l1", smooth_l1},
       {"huber", huber}, {"bce", bce}, {"bce_with_logits", bce_with_logits}};
   for (const auto& [name, k] : known) {
     if (kind != name) continue;
-    TORCH_CHECK(k != smooth_l1 || beta >= 0, "minidl::", op, ": smooth_l1 does not support a negative beta, got ",
+    TORCH_CHECK(k != smooth_l1 || beta >= 0, "minidl::", op,
+                ": smooth_l1 does not support a negative beta, got ", beta);
+    TORCH_CHECK(k != huber || beta > 0, "minidl::", op, ": huber does not support a non-positive delta, got ",
                 beta);
-    TORCH_CHECK(k != huber || beta > 0, "minidl::", op, ": huber does not support a non-positive delta, got ", beta);
     const bool is_l1 = k == smooth_l1 && beta == 0;  // the limit, which the formula divides by 0
     return {is_l1 ? l1 : k, parse_reduction(op, reduction), beta};
   }
@@ -64,18 +65,19 @@ Tensor loss(const Tensor& x_, const Tensor& t_, std::string_view kind, int64_t r
     check_unit_interval("input", x);
     check_unit_interval("target", t);
   }
-  launch("loss", x, [&, &x = x, &t = t, &weight = weight, &pos_weight = pos_weight](
-                        const auto& k, auto zero, const Context& ctx) {
-    using T = decltype(zero);
-    k.loss_forward(mutable_data<T>(y), data<T>(x), data<T>(t), data<T>(weight), data<T>(pos_weight), x.numel(), p,
-                   ctx);
-  });
+  launch("loss", x,
+         [&, &x = x, &t = t, &weight = weight, &pos_weight = pos_weight](const auto& k, auto zero,
+                                                                         const Context& ctx) {
+           using T = decltype(zero);
+           k.loss_forward(mutable_data<T>(y), data<T>(x), data<T>(t), data<T>(weight), data<T>(pos_weight),
+                          x.numel(), p, ctx);
+         });
   return y;
 }
 
-Tensor loss_backward(const Tensor& dy_, const Tensor& x_, const Tensor& t_, std::string_view kind, int64_t reduction,
-                     const OptionalTensor& weight_, const OptionalTensor& pos_weight_, double beta,
-                     bool wrt_target) {
+Tensor loss_backward(const Tensor& dy_, const Tensor& x_, const Tensor& t_, std::string_view kind,
+                     int64_t reduction, const OptionalTensor& weight_, const OptionalTensor& pos_weight_,
+                     double beta, bool wrt_target) {
   const LossParams p = parse_loss("loss_backward", kind, reduction, beta);
   const auto [x, t, weight, pos_weight] = prepare("loss_backward", x_, t_, weight_, pos_weight_, p.kind);
   check_same_dtype("loss_backward", "dy", dy_, "input", x);
@@ -84,21 +86,24 @@ Tensor loss_backward(const Tensor& dy_, const Tensor& x_, const Tensor& t_, std:
     check_same_shape("loss_backward", "dy", dy, "input", x);
     dy = laid_out_as(dy, x);
   } else {
-    TORCH_CHECK(dy.sym_numel() == 1, "minidl::loss_backward: expected one dy, but got shape ", dy.sym_sizes());
+    TORCH_CHECK(dy.sym_numel() == 1, "minidl::loss_backward: expected one dy, but got shape ",
+                dy.sym_sizes());
   }
   Tensor d = at::empty_like(x);
   if (d.is_meta()) return d;
-  launch("loss_backward", x, [&, &x = x, &t = t, &weight = weight, &pos_weight = pos_weight](
-                                 const auto& k, auto zero, const Context& ctx) {
-    using T = decltype(zero);
-    k.loss_backward(mutable_data<T>(d), data<T>(dy), data<T>(x), data<T>(t), data<T>(weight), data<T>(pos_weight),
-                    x.numel(), p, wrt_target, ctx);
-  });
+  launch("loss_backward", x,
+         [&, &x = x, &t = t, &weight = weight, &pos_weight = pos_weight](const auto& k, auto zero,
+                                                                         const Context& ctx) {
+           using T = decltype(zero);
+           k.loss_backward(mutable_data<T>(d), data<T>(dy), data<T>(x), data<T>(t), data<T>(weight),
+                           data<T>(pos_weight), x.numel(), p, wrt_target, ctx);
+         });
   return d;
 }
 
-Tensor call_backward(const Tensor& dy, const Tensor& x, const Tensor& t, std::string_view kind, int64_t reduction,
-                     const OptionalTensor& weight, const OptionalTensor& pos_weight, double beta, bool wrt_target) {
+Tensor call_backward(const Tensor& dy, const Tensor& x, const Tensor& t, std::string_view kind,
+                     int64_t reduction, const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                     double beta, bool wrt_target) {
   static const auto op = find_op<decltype(loss_backward)>("minidl::loss_backward");
   return op.call(dy, x, t, kind, reduction, weight, pos_weight, beta, wrt_target);
 }
@@ -147,11 +152,12 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
     const auto gradient = [&](bool wrt_target) {
       if (!ctx->needs_input_grad(wrt_target ? 1 : 0)) return Tensor();
       if (at::GradMode::is_enabled()) {
-        return differentiable_backward(grads[0], saved, parse_loss("loss", kind, reduction, beta), wrt_target);
+        return differentiable_backward(grads[0], saved, parse_loss("loss", kind, reduction, beta),
+                                       wrt_target);
       }
       const auto optional = [](const Tensor& w) { return w.defined() ? OptionalTensor(w) : std::nullopt; };
-      return call_backward(grads[0], saved[0], saved[1], kind, reduction, optional(saved[2]), optional(saved[3]),
-                           beta, wrt_target);
+      return call_backward(grads[0], saved[0], saved[1], kind, reduction, optional(saved[2]),
+                           optional(saved[3]), beta, wrt_target);
     };
     return {gradient(false), gradient(true), {}, {}, {}, {}, {}};
   }
@@ -186,13 +192,15 @@ Tensor ops::loss(const Tensor& x, const Tensor& t, std::string_view kind, int64_
 
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "loss",
-            "(Tensor input, Tensor target, str kind, int reduction=1, Tensor? weight=None, Tensor? pos_weight=None, "
+            "(Tensor input, Tensor target, str kind, int reduction=1, Tensor? weight=None, Tensor? "
+            "pos_weight=None, "
             "float beta=1) -> Tensor",
             loss, loss_autograd);
-  define_backward_op(m, "loss_backward",
-                     "(Tensor dy, Tensor input, Tensor target, str kind, int reduction=1, Tensor? weight=None, "
-                     "Tensor? pos_weight=None, float beta=1, bool wrt_target=False) -> Tensor",
-                     loss_backward);
+  define_backward_op(
+      m, "loss_backward",
+      "(Tensor dy, Tensor input, Tensor target, str kind, int reduction=1, Tensor? weight=None, "
+      "Tensor? pos_weight=None, float beta=1, bool wrt_target=False) -> Tensor",
+      loss_backward);
 }
 
 }  // namespace minidl

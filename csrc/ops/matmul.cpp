@@ -41,22 +41,15 @@ MatmulShape matmul_shape(const char* op, const Tensor& a, const Tensor& b) {
   return s;
 }
 
-// x as (batch, rows, columns), by view where its strides allow it.
-Tensor as_batch(const Tensor& x, at::IntArrayRef batch, int64_t rows, int64_t columns) {
-  at::DimVector shape(batch.begin(), batch.end());
-  shape.push_back(rows);
-  shape.push_back(columns);
-  return x.expand(shape).reshape({c10::multiply_integers(batch), rows, columns});
-}
-
 template <class T>
-MatrixView<T> view(const Tensor& x) {  // (batch, rows, columns)
-  return {data<T>(x), x.stride(1), x.stride(2), x.stride(0)};
+MatrixView<T> view(const Tensor& x) {  // (rows, columns) or (batch, rows, columns)
+  return {data<T>(x), x.stride(-2), x.stride(-1), x.dim() == 3 ? x.stride(0) : 0};
 }
 
+// c = epilogue(a b) for matrices, or for batches of matrices.
 void run_gemm(const char* op, const Tensor& c, const Tensor& a, const Tensor& b, const OptionalTensor& bias,
               Activation activation) {
-  const int64_t batch = a.size(0), m = a.size(1), k = a.size(2), n = b.size(2);
+  const int64_t batch = a.dim() == 3 ? a.size(0) : 1, m = a.size(-2), k = a.size(-1), n = b.size(-1);
   launch(op, a, [&](const auto& kernels, auto zero, const Context& ctx) {
     using T = decltype(zero);
     kernels.gemm(mutable_data<T>(c), n, m * n, view<T>(a), view<T>(b), batch, m, n, k,
@@ -64,21 +57,32 @@ void run_gemm(const char* op, const Tensor& c, const Tensor& a, const Tensor& b,
   });
 }
 
+// x as a matrix whose rows are all the vectors of its last dimension.
+Tensor as_rows(const Tensor& x) {
+  if (x.dim() == 2) return x;
+  return x.dim() == 1 ? x.unsqueeze(0) : x.flatten(0, -2);
+}
+
+// x as (batch, rows, columns), by view where its strides allow it.
+Tensor as_batch(const Tensor& x, at::IntArrayRef batch) {
+  at::DimVector shape(batch.begin(), batch.end());
+  shape.push_back(x.size(-2));
+  shape.push_back(x.size(-1));
+  return x.expand(shape).reshape({c10::multiply_integers(batch), x.size(-2), x.size(-1)});
+}
+
 Tensor matmul(const Tensor& a_, const Tensor& b_) {
   const MatmulShape s = matmul_shape("matmul", a_, b_);
   const Tensor y = at::empty_symint(s.output(a_.dim() > 1, b_.dim() > 1), a_.options());
   if (y.is_meta()) return y;
-  int64_t m = s.m.expect_int();
-  const int64_t n = s.n.expect_int(), k = s.k.expect_int();
-  at::DimVector batch;
-  for (const SymInt& size : s.batch) batch.push_back(size.expect_int());
-  if (b_.dim() <= 2 && a_.is_contiguous()) {  // one matrix for all: the batch is more rows
-    m *= c10::multiply_integers(batch);
-    batch.clear();
+  const Tensor b = b_.dim() == 1 ? b_.unsqueeze(1) : b_;
+  if (b.dim() == 2 && (a_.dim() <= 2 || a_.is_contiguous())) {  // one b for all: the batch is more rows of a
+    run_gemm("matmul", y, as_rows(a_), b, {}, {});
+  } else {
+    const Tensor a = a_.dim() == 1 ? a_.unsqueeze(0) : a_;
+    const auto batch = C10_AS_INTARRAYREF_SLOW(s.batch);
+    run_gemm("matmul", y, as_batch(a, batch), as_batch(b, batch), {}, {});
   }
-  const Tensor a = b_.dim() <= 2 && batch.empty() ? a_.reshape({1, m, k}) : as_batch(a_, batch, m, k);
-  const Tensor b = as_batch(b_.dim() == 1 ? b_.unsqueeze(1) : b_, batch, k, n);
-  run_gemm("matmul", y, a, b, {}, {});
   return y;
 }
 
@@ -103,7 +107,7 @@ struct MatmulFunction : torch::autograd::Function<MatmulFunction> {
       da = at::sum_to(ops::matmul(dy, b.mT()), a.sym_sizes()).view_symint(saved[0].sym_sizes());
     }
     if (ctx->needs_input_grad(1)) {
-      db = b.dim() == 2 && a.dim() > 2 ? ops::matmul(a.flatten(0, -2).t(), dy.flatten(0, -2))
+      db = b.dim() == 2 && a.dim() > 2 ? ops::matmul(as_rows(a).t(), as_rows(dy))
                                        : at::sum_to(ops::matmul(a.mT(), dy), b.sym_sizes());
       db = db.view_symint(saved[1].sym_sizes());
     }
@@ -139,28 +143,26 @@ Tensor call_column_sum(const Tensor& x) {
 
 // ---- linear ---------------------------------------------------------------------------------------------------
 
-Tensor linear(const Tensor& x_, const Tensor& w, const OptionalTensor& b_, std::string_view activation_name) {
+Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::string_view activation_name) {
   const Activation activation = parse_activation("linear", activation_name);
-  check_dtype("linear", x_);
-  check_same_dtype("linear", "input", x_, "weight", w);
+  check_dtype("linear", x);
+  check_same_dtype("linear", "input", x, "weight", w);
   TORCH_CHECK(w.dim() == 2, "minidl::linear: expected weight of shape (out_features, in_features), but got ",
               w.sym_sizes());
-  TORCH_CHECK(x_.dim() >= 1 && x_.sym_sizes().back() == w.sym_size(1),
-              "minidl::linear: mat1 and mat2 shapes cannot be multiplied (input ", x_.sym_sizes(),
+  TORCH_CHECK(x.dim() >= 1 && x.sym_sizes().back() == w.sym_size(1),
+              "minidl::linear: mat1 and mat2 shapes cannot be multiplied (input ", x.sym_sizes(),
               " and transposed weight ", w.sym_sizes(), ")");
   if (b_.has_value()) {
-    check_same_dtype("linear", "input", x_, "bias", *b_);
+    check_same_dtype("linear", "input", x, "bias", *b_);
     TORCH_CHECK(b_->dim() == 1 && b_->sym_size(0) == w.sym_size(0), "minidl::linear: expected bias of shape (",
                 w.sym_size(0), "), but got ", b_->sym_sizes());
   }
-  SymShape shape(x_.sym_sizes().begin(), x_.sym_sizes().end());
+  SymShape shape(x.sym_sizes().begin(), x.sym_sizes().end());
   shape.back() = w.sym_size(0);
-  const Tensor y = at::empty_symint(shape, x_.options());
+  const Tensor y = at::empty_symint(shape, x.options());
   if (y.is_meta()) return y;
-  const int64_t k = w.size(1);
-  const Tensor x = x_.dim() == 2 ? x_.unsqueeze(0) : x_.reshape({1, c10::multiply_integers(x_.sizes().slice(0, x_.dim() - 1)), k});
   const OptionalTensor b = b_.has_value() ? OptionalTensor(b_->contiguous()) : b_;
-  run_gemm("linear", y, x, w.t().unsqueeze(0), b, activation);
+  run_gemm("linear", y, as_rows(x), w.t(), b, activation);
   return y;
 }
 
@@ -189,11 +191,10 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
       dz = differentiable ? differentiable_activation_backward(dz, saved[2], parse_activation("linear", name))
                           : ops::activation_backward(dz, saved[2], name, 0, 0);
     }
-    const auto rows = [](const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2); };
-    const Tensor dz_rows = rows(dz);
+    const Tensor dz_rows = as_rows(dz);
     Tensor dx, dw, db;
     if (ctx->needs_input_grad(0)) dx = ops::matmul(dz, w);
-    if (ctx->needs_input_grad(1)) dw = ops::matmul(dz_rows.t(), rows(x));
+    if (ctx->needs_input_grad(1)) dw = ops::matmul(dz_rows.t(), as_rows(x));
     if (ctx->needs_input_grad(2)) db = differentiable ? dz_rows.sum(0) : call_column_sum(dz_rows);
     return {dx, dw, db, {}};
   }

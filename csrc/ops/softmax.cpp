@@ -7,7 +7,8 @@
 namespace minidl {
 namespace {
 
-// ---- softmax, log_softmax -------------------------------------------------------------------------------------
+// ---- softmax, log_softmax
+// -------------------------------------------------------------------------------------
 
 Tensor softmax(const Tensor& x_, int64_t dim_, bool log) {
   check_dtype("softmax", x_);
@@ -66,7 +67,8 @@ Tensor softmax_autograd(const Tensor& x, int64_t dim, bool log) {
   return ops::softmax(x, dim, log);
 }
 
-// ---- cross_entropy --------------------------------------------------------------------------------------------
+// ---- cross_entropy
+// --------------------------------------------------------------------------------------------
 
 // loss; stats, shape (2, rows), and total_weight, which only the backward pass wants.
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& x, const Tensor& target,
@@ -91,7 +93,8 @@ Tensor cross_entropy_backward(const Tensor& dy_, const Tensor& x, const Tensor& 
                               const Tensor& total_weight, const OptionalTensor& weight, int64_t reduction,
                               int64_t ignore_index, double label_smoothing) {
   const char* name = "cross_entropy_backward";
-  const Classification c = classification(name, x, target, weight, reduction, ignore_index, true, label_smoothing);
+  const Classification c =
+      classification(name, x, target, weight, reduction, ignore_index, true, label_smoothing);
   check_dy(name, c, dy_, total_weight);
   check_same_dtype(name, "stats", stats_, "input", x);
   TORCH_CHECK(stats_.sym_numel() * x.sym_size(class_dim(x)) == 2 * x.sym_numel(), "minidl::", name,
@@ -101,14 +104,14 @@ Tensor cross_entropy_backward(const Tensor& dy_, const Tensor& x, const Tensor& 
   if (dx.is_meta()) return dx;
   launch_classification(name, c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    k.cross_entropy_backward(mutable_data<T>(dx), data<T>(dy), data<T>(c.x), data<T>(stats), data<T>(total_weight),
-                             c.kernel_target<T>(), c.shape(), c.reduction, ctx);
+    k.cross_entropy_backward(mutable_data<T>(dx), data<T>(dy), data<T>(c.x), data<T>(stats),
+                             data<T>(total_weight), c.kernel_target<T>(), c.shape(), c.reduction, ctx);
   });
   return dx;
 }
 
-auto call_cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
-                        int64_t ignore_index, double label_smoothing) {
+auto call_cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                        int64_t reduction, int64_t ignore_index, double label_smoothing) {
   static const auto op = find_op<decltype(cross_entropy_forward)>("minidl::cross_entropy_forward");
   return op.call(x, target, weight, reduction, ignore_index, label_smoothing);
 }
@@ -145,8 +148,13 @@ struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
       return {dy * (ops::softmax(x, dim, false) * q.sum(dim, /*keepdim=*/true) - q), {}, {}, {}, {}, {}};
     }
     static const auto op = find_op<decltype(cross_entropy_backward)>("minidl::cross_entropy_backward");
-    return {op.call(grads[0], x, target, stats, total_weight, weight, reduction, ignore_index, label_smoothing),
-            {}, {}, {}, {}, {}};
+    return {
+        op.call(grads[0], x, target, stats, total_weight, weight, reduction, ignore_index, label_smoothing),
+        {},
+        {},
+        {},
+        {},
+        {}};
   }
 };
 
@@ -172,17 +180,19 @@ Tensor differentiable_cross_entropy(const Classification& c) {
   return c.reduction == Reduction::mean ? rows.mean() : rows.sum();
 }
 
-// ---- nll_loss -------------------------------------------------------------------------------------------------
+// ---- nll_loss
+// -------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> nll_loss_forward(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
-                                            int64_t reduction, int64_t ignore_index) {
+std::tuple<Tensor, Tensor> nll_loss_forward(const Tensor& x, const Tensor& target,
+                                            const OptionalTensor& weight, int64_t reduction,
+                                            int64_t ignore_index) {
   const Classification c = classification("nll_loss", x, target, weight, reduction, ignore_index);
   const Tensor loss = empty_loss(c), total_weight = at::empty({}, c.x.options());
   if (loss.is_meta()) return {loss, total_weight};
   launch_classification("nll_loss", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    k.nll_loss_forward(mutable_data<T>(loss), mutable_data<T>(total_weight), data<T>(c.x), c.kernel_target<T>(),
-                       c.shape(), c.reduction, ctx);
+    k.nll_loss_forward(mutable_data<T>(loss), mutable_data<T>(total_weight), data<T>(c.x),
+                       c.kernel_target<T>(), c.shape(), c.reduction, ctx);
   });
   return {loss, total_weight};
 }
@@ -196,8 +206,8 @@ Tensor nll_loss_backward(const Tensor& dy_, const Tensor& x, const Tensor& targe
   if (dx.is_meta()) return dx;
   launch_classification("nll_loss_backward", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    k.nll_loss_backward(mutable_data<T>(dx), data<T>(dy), data<T>(total_weight), c.kernel_target<T>(), c.shape(),
-                        c.reduction, ctx);
+    k.nll_loss_backward(mutable_data<T>(dx), data<T>(dy), data<T>(total_weight), c.kernel_target<T>(),
+                        c.shape(), c.reduction, ctx);
   });
   return dx;
 }
@@ -238,8 +248,9 @@ struct NllLossFunction : torch::autograd::Function<NllLossFunction> {
   }
 };
 
-std::tuple<Tensor, Tensor> nll_loss_autograd(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
-                                             int64_t reduction, int64_t ignore_index) {
+std::tuple<Tensor, Tensor> nll_loss_autograd(const Tensor& x, const Tensor& target,
+                                             const OptionalTensor& weight, int64_t reduction,
+                                             int64_t ignore_index) {
   check_constant("nll_loss_forward", "weight", weight);
   if (needs_graph(x)) {
     const variable_list out = NllLossFunction::apply(x, target, weight, reduction, ignore_index);
@@ -251,15 +262,16 @@ std::tuple<Tensor, Tensor> nll_loss_autograd(const Tensor& x, const Tensor& targ
 
 }  // namespace
 
-// ---- the operators --------------------------------------------------------------------------------------------
+// ---- the operators
+// --------------------------------------------------------------------------------------------
 
 Tensor ops::softmax(const Tensor& x, int64_t dim, bool log) {
   static const auto op = find_op<decltype(ops::softmax)>("minidl::softmax");
   return op.call(x, dim, log);
 }
 
-Tensor ops::cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
-                          int64_t ignore_index, double label_smoothing) {
+Tensor ops::cross_entropy(const Tensor& x, const Tensor& target, const OptionalTensor& weight,
+                          int64_t reduction, int64_t ignore_index, double label_smoothing) {
   if (needs_graph(target) || (needs_graph(weight) && target.is_floating_point())) {
     return differentiable_cross_entropy(
         classification("cross_entropy", x, target, weight, reduction, ignore_index, true, label_smoothing));
@@ -272,8 +284,8 @@ Tensor ops::nll_loss(const Tensor& x, const Tensor& target, const OptionalTensor
   return std::get<0>(call_nll_loss(x, target, weight, reduction, ignore_index));
 }
 
-// cross_entropy and nll_loss are the first result of their _forward operators: the other results serve the backward
-// pass.
+// cross_entropy and nll_loss are the first result of their _forward operators: the other results serve the
+// backward pass.
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "softmax", "(Tensor input, int dim, bool log=False) -> Tensor", softmax, softmax_autograd);
   define_backward_op(m, "softmax_backward", "(Tensor dy, Tensor output, int dim, bool log=False) -> Tensor",
@@ -282,7 +294,8 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
   const std::string targets = "Tensor input, Tensor target, ";
   const std::string options = "Tensor? weight=None, int reduction=1, int ignore_index=-100";
   define_op(m, "cross_entropy_forward",
-            "(" + targets + options + ", float label_smoothing=0) -> (Tensor loss, Tensor stats, Tensor total_weight)",
+            "(" + targets + options +
+                ", float label_smoothing=0) -> (Tensor loss, Tensor stats, Tensor total_weight)",
             cross_entropy_forward, cross_entropy_autograd);
   define_backward_op(m, "cross_entropy_backward",
                      "(Tensor dy, " + targets + "Tensor stats, Tensor total_weight, " + options +
@@ -291,7 +304,8 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "nll_loss_forward", "(" + targets + options + ") -> (Tensor loss, Tensor total_weight)",
             nll_loss_forward, nll_loss_autograd);
   define_backward_op(m, "nll_loss_backward",
-                     "(Tensor dy, " + targets + "Tensor total_weight, " + options + ") -> Tensor", nll_loss_backward);
+                     "(Tensor dy, " + targets + "Tensor total_weight, " + options + ") -> Tensor",
+                     nll_loss_backward);
 
   const auto composite = c10::DispatchKey::CompositeImplicitAutograd;
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};

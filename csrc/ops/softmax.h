@@ -45,29 +45,34 @@ struct Classification {
 
 inline void check_index_target(const char* op, const Tensor& x, const Tensor& target) {
   const auto x_shape = x.sym_sizes(), t_shape = target.sym_sizes();
-  const bool index_dtype = target.scalar_type() == at::kLong || (target.scalar_type() == at::kByte && x.dim() <= 2);
-  TORCH_CHECK(index_dtype, "minidl::", op,
-              ": expected class indices of dtype int64 (or uint8, for inputs of up to 2 dimensions), but got ",
-              target.scalar_type());
+  const bool index_dtype =
+      target.scalar_type() == at::kLong || (target.scalar_type() == at::kByte && x.dim() <= 2);
+  TORCH_CHECK(
+      index_dtype, "minidl::", op,
+      ": expected class indices of dtype int64 (or uint8, for inputs of up to 2 dimensions), but got ",
+      target.scalar_type());
   TORCH_CHECK(x.device() == target.device(), "minidl::", op,
-              ": expected input and target on the same device, but got ", x.device(), " and ", target.device());
+              ": expected input and target on the same device, but got ", x.device(), " and ",
+              target.device());
   if (x.dim() == 1) {
-    TORCH_CHECK_VALUE(target.dim() <= 1 && target.sym_numel() == 1, "minidl::", op, ": expected one class index for input ",
-                x_shape, ", but got target ", t_shape);
+    TORCH_CHECK_VALUE(target.dim() <= 1 && target.sym_numel() == 1, "minidl::", op,
+                      ": expected one class index for input ", x_shape, ", but got target ", t_shape);
     return;
   }
   TORCH_CHECK_VALUE(target.dim() > 0 && x_shape[0] == t_shape[0], "minidl::", op,
                     ": expected the batch sizes of input ", x_shape, " and target ", t_shape, " to match");
-  TORCH_CHECK(t_shape.slice(1) == x_shape.slice(2), "minidl::", op, ": expected a target of the shape of input ",
-              x_shape, " without its dimension 1 (the classes), but got ", t_shape);
+  TORCH_CHECK(t_shape.slice(1) == x_shape.slice(2), "minidl::", op,
+              ": expected a target of the shape of input ", x_shape,
+              " without its dimension 1 (the classes), but got ", t_shape);
 }
 
-inline void check_probability_target(const char* op, const Tensor& x, const Tensor& target, int64_t ignore_index) {
+inline void check_probability_target(const char* op, const Tensor& x, const Tensor& target,
+                                     int64_t ignore_index) {
   TORCH_CHECK(target.is_floating_point(), "minidl::", op, ": a target of the shape of input ", x.sym_sizes(),
               " holds class probabilities and must be floating point, but got ", target.scalar_type());
   check_same_dtype(op, "input", x, "target", target);
-  TORCH_CHECK(ignore_index < 0, "minidl::", op, ": ignore_index is not supported for class probabilities, got ",
-              ignore_index);
+  TORCH_CHECK(ignore_index < 0, "minidl::", op,
+              ": ignore_index is not supported for class probabilities, got ", ignore_index);
 }
 
 // As torch, a target of the logits' own shape holds probabilities, where they are allowed.
@@ -109,7 +114,8 @@ inline void check_dy(const char* op, const Classification& c, const Tensor& dy, 
   check_same_dtype(op, "total_weight", total_weight, "input", c.x);
   const bool fits = c.reduction == Reduction::none ? dy.sym_sizes() == c.row_shape() : dy.sym_numel() == 1;
   TORCH_CHECK(fits && total_weight.sym_numel() == 1, "minidl::", op, ": dy of shape ", dy.sym_sizes(),
-              " or total_weight of shape ", total_weight.sym_sizes(), " does not fit input ", c.x.sym_sizes());
+              " or total_weight of shape ", total_weight.sym_sizes(), " does not fit input ",
+              c.x.sym_sizes());
 }
 
 // Launches f(k, zero, ctx) once every index is known to be a class; else IndexError, as torch.
@@ -126,8 +132,8 @@ void launch_classification(const char* op, const Classification& c, F f) {
   });
 }
 
-// The same loss from differentiable operators, for derivatives of higher order: the distribution q of kernels.def, of
-// the shape of x, and dy of each row, which broadcasts against it.
+// The same loss from differentiable operators, for derivatives of higher order: the distribution q of
+// kernels.def, of the shape of x, and dy of each row, which broadcasts against it.
 struct DifferentiableTarget {
   Tensor q, dy;
 };

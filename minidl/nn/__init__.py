@@ -1,1 +1,95 @@
-from torch.nn import *
+"""``torch.nn`` with minidl's kernels: ``import minidl.nn as nn``.
+
+The layers, activations and losses are subclasses of torch's modules that compute with minidl's functions, so
+constructor arguments, initialisation (the same random numbers from the same seed), ``state_dict``, ``repr`` and
+pickling are torch's. What needs no kernel (``Module``, ``Sequential``, ``Parameter``, ``init``, ...) is torch's own.
+"""
+
+from typing import Any
+
+from torch.nn import (
+    Buffer,
+    Flatten,
+    Identity,
+    Module,
+    ModuleDict,
+    ModuleList,
+    Parameter,
+    ParameterDict,
+    ParameterList,
+    Sequential,
+    Unflatten,
+    init,
+    parameter,
+    utils,
+)
+
+from minidl import functional
+from minidl.nn.activation import (
+    GELU,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from minidl.nn.linear import Linear
+from minidl.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
+
+__all__ = [
+    "GELU",
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "Buffer",
+    "CrossEntropyLoss",
+    "Flatten",
+    "HuberLoss",
+    "Identity",
+    "L1Loss",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "NLLLoss",
+    "Parameter",
+    "ParameterDict",
+    "ParameterList",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "SmoothL1Loss",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+    "Unflatten",
+    "functional",
+    "init",
+    "parameter",
+    "utils",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import torch.nn
+
+    if hasattr(torch.nn, name) and not name.startswith("_"):
+        raise AttributeError(
+            f"minidl.nn has no kernel for {name!r} yet; torch.nn.{name} works beside minidl's modules"
+        )
+    raise AttributeError(f"module 'minidl.nn' has no attribute {name!r}")

@@ -1,0 +1,180 @@
+// A step of a small model takes less time than Python needs to look at its tensors, so the walk over
+// parameters, gradients and state is done here. It is done anew each step: gradients, state and options may
+// be replaced between any two steps, and nothing is cached that could go stale.
+#include "optimizer_bindings.h"
+
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "ops/ops.h"
+
+namespace py = pybind11;
+
+namespace minidl {
+namespace {
+
+template <size_t n>
+struct Literal {
+  char text[n];
+  constexpr Literal(const char (&s)[n]) { std::copy_n(s, n, text); }
+};
+
+// The Python string, made once: a dictionary is asked for it by address.
+template <Literal name>
+PyObject* key() {
+  static PyObject* const interned = PyUnicode_InternFromString(name.text);
+  return interned;
+}
+
+// dict[k], or a null handle where there is none.
+py::handle find(py::handle dict, PyObject* k) {
+  PyObject* value = PyDict_GetItemWithError(dict.ptr(), k);  // borrowed
+  if (!value && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+template <Literal name>
+py::handle option(const py::dict& group) {
+  const py::handle value = find(group, key<name>());
+  if (!value) throw py::key_error(name.text);
+  return value;
+}
+
+// Any number, a tensor of one element included.
+double to_number(py::handle x) {
+  if (THPVariable_Check(x.ptr())) return THPVariable_Unpack(x.ptr()).detach().item().toDouble();
+  return x.cast<double>();
+}
+
+template <Literal name>
+double number(const py::dict& group) {
+  return to_number(option<name>(group));
+}
+
+template <Literal name>
+bool flag(const py::dict& group) {
+  return option<name>(group).template cast<bool>();
+}
+
+std::pair<double, double> betas(const py::dict& group) {
+  const auto pair = py::cast<py::sequence>(option<"betas">(group));
+  return {to_number(pair[0]), to_number(pair[1])};
+}
+
+const at::Tensor& tensor(py::handle x) {
+  if (!THPVariable_Check(x.ptr()))
+    throw py::type_error("minidl.optim: expected a Tensor among parameters and state");
+  return THPVariable_Unpack(x.ptr());
+}
+
+// The tensors of those parameters of a group that have a gradient, with one list for each name of their
+// state.
+struct GroupTensors {
+  std::vector<at::Tensor> params, grads;
+  std::vector<std::vector<at::Tensor>> state;
+};
+
+// A name that is nullptr stands for an empty list. Nothing if one of the parameters lacks state of one of the
+// names.
+std::optional<GroupTensors> gather(const py::dict& group, const py::dict& state,
+                                   std::initializer_list<PyObject*> names) {
+  GroupTensors found;
+  found.state.resize(names.size());
+  const bool stateless = std::all_of(names.begin(), names.end(), [](PyObject* name) { return !name; });
+  for (py::handle object : option<"params">(group)) {
+    const at::Tensor& param = tensor(object);
+    const at::Tensor& grad = param.grad();
+    if (!grad.defined()) continue;
+    found.params.push_back(param);
+    found.grads.push_back(grad);
+    if (stateless) continue;
+    const py::handle of_param = find(state, object.ptr());
+    if (!of_param) return std::nullopt;
+    auto list = found.state.begin();
+    for (PyObject* name : names) {
+      if (name) {
+        const py::handle value = find(of_param, name);
+        if (!value || value.is_none()) return std::nullopt;
+        list->push_back(tensor(value));
+      }
+      ++list;
+    }
+  }
+  return found;
+}
+
+template <Literal name>
+void check_off(const py::dict& group) {
+  const py::handle value = find(group, key<name>());
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !value || !value.cast<bool>(), "minidl.optim: ", name.text,
+      "=True is not implemented; the optimizer of the same name in torch.optim has it and "
+      "works beside minidl's kernels");
+}
+
+// gather, then step(tensors) without the GIL; whether there was all the state it takes.
+template <class Step>
+bool run(const py::dict& group, const py::dict& state, std::initializer_list<PyObject*> names, Step step) {
+  check_off<"differentiable">(group);
+  check_off<"capturable">(group);
+  const auto tensors = gather(group, state, names);
+  if (!tensors) return false;
+  if (tensors->params.empty()) return true;  // the dispatcher has nothing to go by
+  const py::gil_scoped_release no_gil;
+  const at::NoGradGuard no_grad;
+  step(*tensors);
+  return true;
+}
+
+bool sgd_step(const py::dict& group, const py::dict& state) {
+  const double lr = number<"lr">(group), momentum = number<"momentum">(group);
+  const double dampening = number<"dampening">(group), weight_decay = number<"weight_decay">(group);
+  const bool nesterov = flag<"nesterov">(group), maximize = flag<"maximize">(group);
+  return run(group, state, {momentum != 0 ? key<"momentum_buffer">() : nullptr}, [&](const GroupTensors& t) {
+    ops::sgd_step(t.params, t.grads, t.state[0], {}, lr, momentum, dampening, weight_decay, nesterov,
+                  maximize);
+  });
+}
+
+bool rmsprop_step(const py::dict& group, const py::dict& state) {
+  const double lr = number<"lr">(group), alpha = number<"alpha">(group), eps = number<"eps">(group);
+  const double weight_decay = number<"weight_decay">(group), momentum = number<"momentum">(group);
+  const bool centered = flag<"centered">(group), maximize = flag<"maximize">(group);
+  const std::initializer_list<PyObject*> names = {key<"square_avg">(),
+                                                  momentum > 0 ? key<"momentum_buffer">() : nullptr,
+                                                  centered ? key<"grad_avg">() : nullptr, key<"step">()};
+  return run(group, state, names, [&](const GroupTensors& t) {
+    ops::rmsprop_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr, alpha, eps,
+                      weight_decay, momentum, centered, maximize);
+  });
+}
+
+bool adam_step(const py::dict& group, const py::dict& state) {
+  const double lr = number<"lr">(group), eps = number<"eps">(group),
+               weight_decay = number<"weight_decay">(group);
+  const auto [beta1, beta2] = betas(group);
+  const bool amsgrad = flag<"amsgrad">(group), maximize = flag<"maximize">(group);
+  const bool decoupled = flag<"decoupled_weight_decay">(group);
+  const std::initializer_list<PyObject*> names = {key<"exp_avg">(), key<"exp_avg_sq">(),
+                                                  amsgrad ? key<"max_exp_avg_sq">() : nullptr, key<"step">()};
+  return run(group, state, names, [&, beta1 = beta1, beta2 = beta2](const GroupTensors& t) {
+    ops::adam_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr, beta1, beta2, eps,
+                   weight_decay, amsgrad, decoupled, maximize);
+  });
+}
+
+}  // namespace
+
+void bind_optimizers(py::module_& m) {
+  m.def("sgd_step", torch::wrap_pybind_function(sgd_step), py::arg("group"), py::arg("state"));
+  m.def("rmsprop_step", torch::wrap_pybind_function(rmsprop_step), py::arg("group"), py::arg("state"));
+  m.def("adam_step", torch::wrap_pybind_function(adam_step), py::arg("group"), py::arg("state"));
+}
+
+}  // namespace minidl

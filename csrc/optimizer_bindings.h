@@ -1,0 +1,12 @@
+// How minidl/optim.py reaches the optimizer operators.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace minidl {
+
+// Adds sgd_step, rmsprop_step and adam_step: (group, state) -> bool, with group one of an optimizer's
+// param_groups and state its state. One step for the parameters that have a gradient; False, with nothing
+// changed, if one of them lacks state that the group's options ask for.
+void bind_optimizers(pybind11::module_& m);
+
+}  // namespace minidl

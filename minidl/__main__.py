@@ -1,0 +1,3 @@
+from minidl.cli import main
+
+raise SystemExit(main())

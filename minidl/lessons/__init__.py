@@ -1,0 +1,20 @@
+"""The lessons: one readable file each, run by `minidl run NAME` or `python -m minidl.lessons.<file>`.
+
+A lesson's module has `make_model(nn, ...)`, which builds its model from torch.nn or minidl.nn alike, and
+`main(argv)`.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+LESSONS = {
+    "linear-regression": "learn y = 2x + 1 from four points, with one weight and one bias",
+    "xor": "the smallest problem that needs a hidden layer, and why some starts never learn it",
+    "simple-classifier": "tell two clouds of points apart, with Dataset and DataLoader",
+    "mnist": "read handwritten digits with a 784-128-64-10 network",
+}
+
+
+def load(name: str) -> ModuleType:
+    """Import the lesson called `name` (a key of LESSONS): only now, so that listing them stays quick."""
+    return import_module(f"{__name__}.{name.replace('-', '_')}")
