@@ -34,9 +34,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     return _ops().matmul(input, other)
 
 
-def linear(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
-) -> Tensor:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
     """``activation(input @ weight.T + bias)`` in one pass over the output.
 
     ``input`` is ``(*, in_features)``, ``weight`` ``(out_features, in_features)``, ``bias`` ``(out_features)``; the
@@ -97,7 +95,7 @@ def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     return _ops().activation(input, "softplus", beta, threshold)
 
 
-# ---- loss ------------------------------------------------------------------------------------------------------
+# ---- loss --------------------------------------------------------------------------------------------------
 
 
 def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
@@ -152,8 +150,8 @@ def mse_loss(
 ) -> Tensor:
     """Squared error (input - target)^2: see torch.nn.functional.mse_loss.
 
-    input and target broadcast, with a UserWarning where their sizes differ; float32 or float64 (the other may be
-    anything that promotes to it). With ``weight``, of input's size, "mean" divides by the sum of the weights.
+    input and target broadcast, with a UserWarning where their sizes differ; float32 or float64 (the other may
+    be anything that promotes to it). With ``weight``, of input's size, "mean" divides by the sum of weights.
     """
     _warn_if_sizes_differ(input, target)
     reduction = _reduction(size_average, reduce, reduction)
@@ -189,9 +187,10 @@ def smooth_l1_loss(
     reduction: str = "mean",
     beta: float = 1.0,
 ) -> Tensor:
-    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, for d = input - target (Girshick, arXiv:1504.08083).
+    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, for d = input - target.
 
-    beta = 0 is l1_loss; a negative one raises RuntimeError. Shapes and dtypes as in mse_loss.
+    (Girshick, arXiv:1504.08083.) beta = 0 is l1_loss; a negative one raises RuntimeError. Shapes and dtypes as
+    in mse_loss.
     """
     _warn_if_sizes_differ(input, target)
     reduction = _reduction(size_average, reduce, reduction)
@@ -209,8 +208,8 @@ def huber_loss(
 ) -> Tensor:
     """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), for d = input - target.
 
-    delta <= 0 and unequal dtypes raise RuntimeError. Shapes as in mse_loss; with ``weight``, "mean" divides by the
-    number of elements.
+    delta <= 0 and unequal dtypes raise RuntimeError. Shapes as in mse_loss; with ``weight``, "mean" divides
+    by the number of elements.
     """
     _warn_if_sizes_differ(input, target)
     return _elementwise_loss("huber", input, target, reduction, weight, delta)
@@ -249,7 +248,8 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """-pos_weight target log s - (1 - target) log(1 - s) for s = sigmoid(input), without forming s.
 
-    input and target have one size (else ValueError); weight and pos_weight broadcast to it and have no gradient.
+    input and target have one size (else ValueError); weight and pos_weight broadcast to it and have no
+    gradient.
     """
     reduction_enum = _Reduction.get_enum(_reduction(size_average, reduce, reduction))
     if target.size() != input.size():
@@ -259,7 +259,7 @@ def binary_cross_entropy_with_logits(
     return _ops().loss(input, target, "bce_with_logits", reduction_enum, weight, pos_weight)
 
 
-# ---- softmax ---------------------------------------------------------------------------------------------------
+# ---- softmax -----------------------------------------------------------------------------------------------
 
 
 def _softmax(
@@ -282,8 +282,8 @@ def softmax(
 ) -> Tensor:
     """exp(x) / sum exp(x) along ``dim``, after conversion to ``dtype``: see torch.nn.functional.softmax.
 
-    Any shape, 0-d included; float32 or float64, else NotImplementedError. A row that is all -inf, or holds NaN or
-    +inf, becomes NaN. Without ``dim`` torch's old choice is made, with a UserWarning.
+    Any shape, 0-d included; float32 or float64, else NotImplementedError. A row that is all -inf, or holds
+    NaN or +inf, becomes NaN. Without ``dim`` torch's old choice is made, with a UserWarning.
     """
     return _softmax("softmax", input, dim, _stacklevel, dtype, False)
 
@@ -304,11 +304,11 @@ def nll_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """-weight[t] input[t], for log-probabilities ``input`` and class indices t: see torch.nn.functional.nll_loss.
+    """-weight[t] input[t], for log-probabilities input and class indices t: see torch.nn.functional.nll_loss.
 
     input (C), (N, C) or (N, C, d1, ...); target, int64, without C; weight (C). "mean" divides by the sum of
-    weight[t]; rows with t == ignore_index count for nothing. IndexError for an index that is no class, ValueError
-    for unequal batch sizes, RuntimeError for other shapes and dtypes.
+    weight[t]; rows with t == ignore_index count for nothing. IndexError for an index that is no class,
+    ValueError for unequal batch sizes, RuntimeError for other shapes and dtypes.
     """
     reduction_enum = _Reduction.get_enum(_reduction(size_average, reduce, reduction))
     return _ops().nll_loss(input, target, weight, reduction_enum, ignore_index)
@@ -324,11 +324,12 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """-sum over c of q[c] log_softmax(input)[c], q the target distribution: see torch.nn.functional.cross_entropy.
+    """-sum over c of q[c] log_softmax(input)[c], q the target distribution: see torch.nn.functional.
 
-    input: logits (C), (N, C) or (N, C, d1, ...). target: class indices as in nll_loss, or, of input's own shape
-    and floating point, probabilities; these have a gradient, and "mean" divides by the number of rows.
-    label_smoothing mixes in the uniform distribution (Szegedy et al., arXiv:1512.00567). Errors as in nll_loss.
+    input: logits (C), (N, C) or (N, C, d1, ...). target: class indices as in nll_loss, or, of input's own
+    shape and floating point, probabilities; these have a gradient, and "mean" divides by the number of rows.
+    label_smoothing mixes in the uniform distribution (Szegedy et al., arXiv:1512.00567). Errors as in
+    nll_loss.
     """
     reduction_enum = _Reduction.get_enum(_reduction(size_average, reduce, reduction))
     if target.dtype != input.dtype and target.is_floating_point() and input.is_floating_point():

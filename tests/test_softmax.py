@@ -49,7 +49,7 @@ def probabilities(shape, seed=2):
     return torch.softmax(logits(*shape, seed=seed), 1)
 
 
-# ---- softmax, log_softmax ---------------------------------------------------------------------------------------
+# ---- softmax, log_softmax ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -135,7 +135,7 @@ def test_softmax_arguments(name):
         function(x.half(), 1)
 
 
-# ---- cross_entropy, nll_loss --------------------------------------------------------------------------------------
+# ---- cross_entropy, nll_loss -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
@@ -307,7 +307,7 @@ def test_errors_name_the_operator_and_the_shapes():
         torch.ops.minidl.nll_loss_backward(one, X, T + 3, one)
 
 
-# ---- autograd and the compiler ------------------------------------------------------------------------------------
+# ---- autograd and the compiler -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("log", [False, True])
