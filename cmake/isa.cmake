@@ -19,6 +19,6 @@ function(add_isa_kernels isa)
   # fp-contract off: the source says where a multiply-add is fused, so that every ISA and build rounds alike.
   target_compile_options(cpu_${isa} PRIVATE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math
     -Wall -Wextra -Werror=missing-field-initializers
-    -Wno-maybe-uninitialized # false alarms inside GCC 12's avx512fintrin.h
+    -Wno-uninitialized -Wno-maybe-uninitialized # false alarms inside GCC 12's avx512fintrin.h
     ${MINIDL_FLAGS_${isa}})
 endfunction()

@@ -51,7 +51,7 @@ struct Epilogue {
 };
 
 enum class LossKind { mse, l1, smooth_l1, huber, bce, bce_with_logits };
-enum class Reduction { none, mean, sum };
+enum class Reduction { none, mean, sum };  // numbered as torch numbers them
 
 struct LossParams {
   LossKind kind;

@@ -1,5 +1,5 @@
-// The operators as C++ functions: each goes through torch's dispatcher, so autograd, fake tensors and modes see it.
-// Schemas, shapes and errors: csrc/ops/<stem>.cpp. This is what bindings.cpp offers to Python.
+// The operators as C++ functions: each goes through torch's dispatcher, so autograd, fake tensors and modes
+// see it. Schemas, shapes and errors: csrc/ops/<stem>.cpp. This is what bindings.cpp offers to Python.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -9,22 +9,37 @@
 namespace minidl::ops {
 
 at::Tensor activation(const at::Tensor& x, std::string_view name, double alpha, double beta);
-at::Tensor activation_backward(const at::Tensor& dy, const at::Tensor& saved, std::string_view name, double alpha,
-                               double beta);
+at::Tensor activation_backward(const at::Tensor& dy, const at::Tensor& saved, std::string_view name,
+                               double alpha, double beta);
 
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
 at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b,
                   std::string_view activation);
 
-// Updates in place; `first` holds the positions of the parameters whose momentum buffer is still to be initialised.
-void sgd_step(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, at::IntArrayRef first,
-              double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize);
+at::Tensor loss(const at::Tensor& x, const at::Tensor& t, std::string_view kind, int64_t reduction,
+                const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& pos_weight,
+                double beta);
+
+at::Tensor softmax(const at::Tensor& x, int64_t dim, bool log);
+at::Tensor cross_entropy(const at::Tensor& x, const at::Tensor& target,
+                         const std::optional<at::Tensor>& weight, int64_t reduction, int64_t ignore_index,
+                         double label_smoothing);
+at::Tensor nll_loss(const at::Tensor& x, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                    int64_t reduction, int64_t ignore_index);
+
+// Updates in place; `first` holds the positions of the parameters whose momentum buffer is still to be
+// initialised.
+void sgd_step(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers,
+              at::IntArrayRef first, double lr, double momentum, double dampening, double weight_decay,
+              bool nesterov, bool maximize);
 void rmsprop_step(at::TensorList params, at::TensorList grads, at::TensorList square_avgs,
                   at::TensorList momentum_buffers, at::TensorList grad_avgs, at::TensorList steps, double lr,
-                  double alpha, double eps, double weight_decay, double momentum, bool centered, bool maximize);
-void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
-               at::TensorList max_exp_avg_sqs, at::TensorList steps, double lr, double beta1, double beta2, double eps,
-               double weight_decay, bool amsgrad, bool decoupled_weight_decay, bool maximize);
+                  double alpha, double eps, double weight_decay, double momentum, bool centered,
+                  bool maximize);
+void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
+               at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList steps, double lr,
+               double beta1, double beta2, double eps, double weight_decay, bool amsgrad,
+               bool decoupled_weight_decay, bool maximize);
 
 double fma_loop(at::ScalarType dtype, int64_t iterations);
 

@@ -1,0 +1,206 @@
+#include <ATen/ops/log_sigmoid.h>
+
+#include "ops/op.h"
+#include "ops/reduction.h"
+
+namespace minidl {
+namespace {
+
+LossParams parse_loss(const char* op, std::string_view kind, int64_t reduction, double beta) {
+  using enum LossKind;
+  constexpr std::pair<std::string_view, LossKind> known[] = {
+      {"mse", mse},     {"l1", l1},   {"smooth_l1", smooth_l1},
+      {"huber", huber}, {"bce", bce}, {"bce_with_logits", bce_with_logits}};
+  for (const auto& [name, k] : known) {
+    if (kind != name) continue;
+    TORCH_CHECK(k != smooth_l1 || beta >= 0, "minidl::", op,
+                ": smooth_l1 does not support a negative beta, got ", beta);
+    TORCH_CHECK(k != huber || beta > 0, "minidl::", op, ": huber does not support a non-positive delta, got ",
+                beta);
+    const bool is_l1 = k == smooth_l1 && beta == 0;  // the limit, which the formula divides by 0
+    return {is_l1 ? l1 : k, parse_reduction(op, reduction), beta};
+  }
+  TORCH_CHECK_VALUE(false, "minidl::", op, ": unknown loss '", std::string(kind),
+                    "'; expected mse, l1, smooth_l1, huber, bce or bce_with_logits");
+}
+
+// The operands as flat arrays in the memory order of x, checked.
+struct Operands {
+  Tensor x, t;
+  OptionalTensor weight, pos_weight;
+};
+
+OptionalTensor weights_for(const Tensor& x, const OptionalTensor& weight) {
+  if (!weight.has_value() || !weight->defined()) return {};
+  return laid_out_as(weight->to(x.scalar_type()).expand_symint(x.sym_sizes()), x);
+}
+
+Operands prepare(const char* op, const Tensor& x_, const Tensor& t, const OptionalTensor& weight,
+                 const OptionalTensor& pos_weight, LossKind kind) {
+  check_dtype(op, x_);
+  check_same_dtype(op, "input", x_, "target", t);
+  check_same_shape(op, "input", x_, "target", t);
+  TORCH_CHECK(kind == LossKind::bce_with_logits || !pos_weight.has_value(), "minidl::", op,
+              ": only bce_with_logits has a pos_weight");
+  const Tensor x = dense(x_);
+  return {x, laid_out_as(t, x), weights_for(x, weight), weights_for(x, pos_weight)};
+}
+
+void check_unit_interval(const char* name, const Tensor& x) {
+  bool inside = true;
+  launch("loss", x, [&](const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    k.all_in_unit_interval(&inside, data<T>(x), x.numel(), ctx);
+  });
+  TORCH_CHECK(inside, "minidl::loss: bce: all elements of ", name, " should be between 0 and 1");
+}
+
+Tensor loss(const Tensor& x_, const Tensor& t_, std::string_view kind, int64_t reduction,
+            const OptionalTensor& weight_, const OptionalTensor& pos_weight_, double beta) {
+  const LossParams p = parse_loss("loss", kind, reduction, beta);
+  const auto [x, t, weight, pos_weight] = prepare("loss", x_, t_, weight_, pos_weight_, p.kind);
+  Tensor y = p.reduction == Reduction::none ? at::empty_like(x) : at::empty({}, x.options());
+  if (y.is_meta()) return y;
+  if (p.kind == LossKind::bce) {
+    check_unit_interval("input", x);
+    check_unit_interval("target", t);
+  }
+  launch("loss", x,
+         [&, &x = x, &t = t, &weight = weight, &pos_weight = pos_weight](const auto& k, auto zero,
+                                                                         const Context& ctx) {
+           using T = decltype(zero);
+           k.loss_forward(mutable_data<T>(y), data<T>(x), data<T>(t), data<T>(weight), data<T>(pos_weight),
+                          x.numel(), p, ctx);
+         });
+  return y;
+}
+
+Tensor loss_backward(const Tensor& dy_, const Tensor& x_, const Tensor& t_, std::string_view kind,
+                     int64_t reduction, const OptionalTensor& weight_, const OptionalTensor& pos_weight_,
+                     double beta, bool wrt_target) {
+  const LossParams p = parse_loss("loss_backward", kind, reduction, beta);
+  const auto [x, t, weight, pos_weight] = prepare("loss_backward", x_, t_, weight_, pos_weight_, p.kind);
+  check_same_dtype("loss_backward", "dy", dy_, "input", x);
+  Tensor dy = dy_;
+  if (p.reduction == Reduction::none) {
+    check_same_shape("loss_backward", "dy", dy, "input", x);
+    dy = laid_out_as(dy, x);
+  } else {
+    TORCH_CHECK(dy.sym_numel() == 1, "minidl::loss_backward: expected one dy, but got shape ",
+                dy.sym_sizes());
+  }
+  Tensor d = at::empty_like(x);
+  if (d.is_meta()) return d;
+  launch("loss_backward", x,
+         [&, &x = x, &t = t, &weight = weight, &pos_weight = pos_weight](const auto& k, auto zero,
+                                                                         const Context& ctx) {
+           using T = decltype(zero);
+           k.loss_backward(mutable_data<T>(d), data<T>(dy), data<T>(x), data<T>(t), data<T>(weight),
+                           data<T>(pos_weight), x.numel(), p, wrt_target, ctx);
+         });
+  return d;
+}
+
+Tensor call_backward(const Tensor& dy, const Tensor& x, const Tensor& t, std::string_view kind,
+                     int64_t reduction, const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                     double beta, bool wrt_target) {
+  static const auto op = find_op<decltype(loss_backward)>("minidl::loss_backward");
+  return op.call(dy, x, t, kind, reduction, weight, pos_weight, beta, wrt_target);
+}
+
+// The derivative of one element of the loss, with respect to x or t, from differentiable operators.
+Tensor differentiable_slope(const Tensor& x, const Tensor& t, const Tensor& pos_weight, LossParams p,
+                            bool wrt_target) {
+  const Tensor d = wrt_target ? t - x : x - t;
+  switch (p.kind) {
+    case LossKind::mse:
+      return d * 2;
+    case LossKind::l1:
+      return d.sign();
+    case LossKind::smooth_l1:
+      return at::where(d.abs().lt(p.beta), d / p.beta, d.sign());
+    case LossKind::huber:
+      return at::where(d.abs().lt(p.beta), d, d.sign() * p.beta);
+    case LossKind::bce:
+      if (wrt_target) return (-x).log1p() - x.log();
+      return (x - t) / ((1 - x) * x).clamp_min(1e-12);
+    case LossKind::bce_with_logits:
+      if (wrt_target) return pos_weight.defined() ? (1 - pos_weight) * at::log_sigmoid(x) - x : -x;
+      if (!pos_weight.defined()) return x.sigmoid() - t;
+      return ((pos_weight - 1) * t + 1) * x.sigmoid() - pos_weight * t;
+  }
+  return d;
+}
+
+struct LossFunction : torch::autograd::Function<LossFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& t, std::string_view kind,
+                        int64_t reduction, const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                        double beta) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({x, t, weight.value_or(Tensor()), pos_weight.value_or(Tensor())});
+    ctx->saved_data["kind"] = std::string(kind);
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["beta"] = beta;
+    return ops::loss(x, t, kind, reduction, weight, pos_weight, beta);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const std::string kind = ctx->saved_data["kind"].toStringRef();
+    const int64_t reduction = ctx->saved_data["reduction"].toInt();
+    const double beta = ctx->saved_data["beta"].toDouble();
+    const auto gradient = [&](bool wrt_target) {
+      if (!ctx->needs_input_grad(wrt_target ? 1 : 0)) return Tensor();
+      if (at::GradMode::is_enabled()) {
+        return differentiable_backward(grads[0], saved, parse_loss("loss", kind, reduction, beta),
+                                       wrt_target);
+      }
+      const auto optional = [](const Tensor& w) { return w.defined() ? OptionalTensor(w) : std::nullopt; };
+      return call_backward(grads[0], saved[0], saved[1], kind, reduction, optional(saved[2]),
+                           optional(saved[3]), beta, wrt_target);
+    };
+    return {gradient(false), gradient(true), {}, {}, {}, {}, {}};
+  }
+
+  static Tensor differentiable_backward(const Tensor& dy, const variable_list& saved, LossParams p,
+                                        bool wrt_target) {
+    const auto& [x, t, weight, pos_weight] = std::tie(saved[0], saved[1], saved[2], saved[3]);
+    Tensor d = dy * differentiable_slope(x, t, pos_weight, p, wrt_target);
+    if (weight.defined()) d = d * weight;
+    return p.reduction == Reduction::mean ? d / at::Scalar(x.sym_numel()) : d;
+  }
+};
+
+Tensor loss_autograd(const Tensor& x, const Tensor& t, std::string_view kind, int64_t reduction,
+                     const OptionalTensor& weight, const OptionalTensor& pos_weight, double beta) {
+  check_constant("loss", "weight", weight);
+  check_constant("loss", "pos_weight", pos_weight);
+  if (needs_graph(x) || needs_graph(t)) {
+    return LossFunction::apply(x, t, kind, reduction, weight, pos_weight, beta);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return ops::loss(x, t, kind, reduction, weight, pos_weight, beta);
+}
+
+}  // namespace
+
+Tensor ops::loss(const Tensor& x, const Tensor& t, std::string_view kind, int64_t reduction,
+                 const OptionalTensor& weight, const OptionalTensor& pos_weight, double beta) {
+  static const auto op = find_op<decltype(ops::loss)>("minidl::loss");
+  return op.call(x, t, kind, reduction, weight, pos_weight, beta);
+}
+
+TORCH_LIBRARY_FRAGMENT(minidl, m) {
+  define_op(m, "loss",
+            "(Tensor input, Tensor target, str kind, int reduction=1, Tensor? weight=None, Tensor? "
+            "pos_weight=None, "
+            "float beta=1) -> Tensor",
+            loss, loss_autograd);
+  define_backward_op(
+      m, "loss_backward",
+      "(Tensor dy, Tensor input, Tensor target, str kind, int reduction=1, Tensor? weight=None, "
+      "Tensor? pos_weight=None, float beta=1, bool wrt_target=False) -> Tensor",
+      loss_backward);
+}
+
+}  // namespace minidl
