@@ -37,6 +37,16 @@ from minidl.nn.activation import (
     Tanh,
 )
 from minidl.nn.linear import Linear
+from minidl.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 
 __all__ = [
     "GELU",
