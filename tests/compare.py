@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as native
 from check import assert_close_to_float64
+from torch.autograd import gradcheck, gradgradcheck
 
 import minidl.functional as F
 
@@ -63,6 +64,18 @@ def assert_same_error(name, args, kwargs=None):
         with pytest.raises(theirs.type) as ours:
             getattr(F, name)(*args, **kwargs)
     assert ours.type is theirs.type
+
+
+def assert_derivatives_of_every_order(function, *inputs):
+    """Backward against finite differences, once and twice. Under create_graph backward goes another way, which
+    gradgradcheck compares with itself alone: so also the two ways with each other."""
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+    y = function(*inputs)
+    dy = torch.randn_like(y)
+    kernel = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    composite = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    torch.testing.assert_close(composite, kernel)
 
 
 def views_of(x):

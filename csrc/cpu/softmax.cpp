@@ -86,6 +86,7 @@ struct RowSums {
 template <class T, class Walk, class Q>
 MINIDL_INLINE RowSums<T> sum_row(const T* x, const Walk& walk, const Q& spread) {
   RowSums<T> row;
+  Cascade<T> row_sum, row_mass, row_cross;
   for (int64_t begin = 0; begin < walk.classes; begin += walk.block) {
     const int64_t end = min_of(walk.classes, begin + walk.block);
     Vec<T> m = row.max;
@@ -96,7 +97,7 @@ MINIDL_INLINE RowSums<T> sum_row(const T* x, const Walk& walk, const Q& spread) 
     if (begin == 0) {
       row.reference = m;
     } else {
-      row.sum = row.sum * exp(row.max - m);
+      row_sum.scale(exp(row.max - m));
     }
     row.max = m;
     Vec<T> sum, mass, cross;
@@ -109,14 +110,14 @@ MINIDL_INLINE RowSums<T> sum_row(const T* x, const Walk& walk, const Q& spread) 
         cross = fmadd(q, row.reference - v, cross);
       }
     });
-    row.sum = row.sum + sum;
-    row.mass = row.mass + mass;
-    row.cross = row.cross + cross;
+    row_sum.add(sum);
+    row_mass.add(mass);
+    row_cross.add(cross);
   }
-  row.sum = walk.merge_sum(row.sum);
+  row.sum = walk.merge_sum(row_sum.total());
   if constexpr (Q::exists) {
-    row.mass = walk.merge_sum(row.mass);
-    row.cross = walk.merge_sum(row.cross);
+    row.mass = walk.merge_sum(row_mass.total());
+    row.cross = walk.merge_sum(row_cross.total());
   }
   return row;
 }

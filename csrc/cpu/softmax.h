@@ -19,7 +19,7 @@ namespace {
 
 template <class T>
 struct AlongClasses {
-  static constexpr int64_t block = 1024;  // classes that stay in L1 between two looks at them
+  static constexpr int64_t block = 64 * Vec<T>::width;  // classes that stay in L1 between two looks at them
   static constexpr int64_t class_stride = 1, rows = 1;
   int64_t classes;
 
@@ -96,19 +96,39 @@ struct Walks {
   }
 };
 
-// The sum of f(c, offset, lanes, tag) over the classes, by blocks, so that rounding errors do not pile up.
+// A sum of block sums in three levels, so that rounding errors do not pile up over many classes.
+template <class T>
+struct Cascade {
+  Vec<T> sum, recent;
+  int blocks = 0;
+
+  MINIDL_INLINE void add(Vec<T> block_sum) {
+    recent = recent + block_sum;
+    if (++blocks % 64 == 0) {
+      sum = sum + recent;
+      recent = T(0);
+    }
+  }
+  MINIDL_INLINE void scale(Vec<T> factor) {
+    sum = sum * factor;
+    recent = recent * factor;
+  }
+  MINIDL_INLINE Vec<T> total() const { return sum + recent; }
+};
+
+// The sum of f(c, offset, lanes, tag) over the classes.
 template <class T, class Walk, class F>
 MINIDL_INLINE Vec<T> sum_classes(const Walk& walk, F f) {
-  Vec<T> sum;
+  Cascade<T> sum;
   for (int64_t begin = 0; begin < walk.classes; begin += walk.block) {
     Vec<T> part;
     walk.each(begin, min_of(walk.classes, begin + walk.block),
               [&](int64_t c, int64_t offset, int64_t lanes, auto tag) {
                 part = part + walk.keep(f(c, offset, lanes, tag), lanes, T(0), tag);
               });
-    sum = sum + part;
+    sum.add(part);
   }
-  return walk.merge_sum(sum);
+  return walk.merge_sum(sum.total());
 }
 
 }  // namespace
