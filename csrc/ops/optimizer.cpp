@@ -214,12 +214,17 @@ void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
                       {"max_exp_avg_sq", max_exp_avg_sqs, amsgrad}}},
                     {"step", steps, true}};
   const AdamParams s = {lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize};
+  double step = 0, correction1 = 0, correction2 = 0;  // nearly always the same for all
   update(
       u,
       [&](auto& row, size_t i) {
-        const double step = count_step(steps[i]);
-        row.correction1 = 1 - std::pow(beta1, step);
-        row.correction2 = std::sqrt(1 - std::pow(beta2, step));
+        if (const double counted = count_step(steps[i]); counted != step) {
+          step = counted;
+          correction1 = 1 - std::pow(beta1, step);
+          correction2 = std::sqrt(1 - std::pow(beta2, step));
+        }
+        row.correction1 = correction1;
+        row.correction2 = correction2;
       },
       [&](const auto& k, auto* rows, int64_t count, const Context& ctx) {
         k.adam_step(rows, count, s, ctx);
