@@ -1,12 +1,13 @@
 """The optimizers of the course: torch.optim's own classes, whose update is one call into minidl's kernels.
 
-A subclass keeps everything of torch's class but the arithmetic: constructor and its checks, group keys, state and
-its layout, hooks, ``state_dict`` and ``load_state_dict`` both ways, learning rate schedulers. Formulas are those
-in the documentation of torch's classes.
+A subclass keeps everything of torch's class but the arithmetic: constructor and its checks, group keys, state
+and its layout, hooks, ``state_dict`` and ``load_state_dict`` both ways, learning rate schedulers. Formulas
+are those in the documentation of torch's classes.
 
-Parameters are float32 or float64 CPU tensors of any layout. A step raises, before it writes anything of a group,
-RuntimeError for sparse gradients and NotImplementedError for complex and other dtypes, for ``differentiable=True``
-and for ``capturable=True``. ``foreach`` and ``fused`` are accepted and change nothing: an update always is one pass.
+Parameters are float32 or float64 CPU tensors of any layout. A step raises, before it writes anything of a
+group, RuntimeError for sparse gradients and NotImplementedError for complex and other dtypes, for
+``differentiable=True`` and for ``capturable=True``. ``foreach`` and ``fused`` are accepted and change
+nothing: an update always is one pass.
 """
 
 from collections.abc import Callable
@@ -37,13 +38,13 @@ class _KernelStep(Optimizer):
             )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient. ``closure`` may compute them; its result is returned."""
+        """Update every parameter that has a gradient, after ``closure``, whose result is returned."""
         if torch.compiler.is_compiling() or _is_watched(self):
             return _watched_step(self) if closure is None else _watched_step(self, closure)
         return _step(self, closure)
 
-    # torch wraps the step of each class in a profiler range and calls of hooks, unless it is marked so. That takes
-    # longer than a small update, and `step` sees to it itself where there is a profiler or a hook.
+    # torch wraps the step of each class in a profiler range and calls of hooks, unless it is marked so. That
+    # takes longer than a small update; `step` sees to it itself where there is a profiler or a hook.
     step.hooked = True  # type: ignore[attr-defined]
 
     # torch sets this for fused=True, and GradScaler then leaves unscaling and skipping to the update.
