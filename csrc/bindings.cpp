@@ -22,12 +22,13 @@ PYBIND11_MODULE(_C, m) {
 
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   OP(matmul, py::arg("a"), py::arg("b"));
-  OP(linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("activation") = "none");
+  OP(linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(),
+     py::arg("activation") = "none");
   OP(loss, py::arg("input"), py::arg("target"), py::arg("kind"), py::arg("reduction") = 1,
      py::arg("weight") = py::none(), py::arg("pos_weight") = py::none(), py::arg("beta") = 1.0);
   OP(softmax, py::arg("input"), py::arg("dim"), py::arg("log") = false);
-  OP(cross_entropy, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(), py::arg("reduction") = 1,
-     py::arg("ignore_index") = -100, py::arg("label_smoothing") = 0.0);
+  OP(cross_entropy, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(),
+     py::arg("reduction") = 1, py::arg("ignore_index") = -100, py::arg("label_smoothing") = 0.0);
   OP(nll_loss, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(), py::arg("reduction") = 1,
      py::arg("ignore_index") = -100);
   bind_optimizers(m);

@@ -10,8 +10,8 @@ namespace minidl {
 inline void check_dtype(const char* op, const at::Tensor& x) {
   TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, "minidl::", op,
                               " is implemented for float32 and float64, not for ", x.scalar_type());
-  TORCH_CHECK_NOT_IMPLEMENTED(x.layout() == at::kStrided, "minidl::", op, " needs a dense tensor, got layout ",
-                              x.layout());
+  TORCH_CHECK_NOT_IMPLEMENTED(x.layout() == at::kStrided, "minidl::", op,
+                              " needs a dense tensor, got layout ", x.layout());
 }
 
 inline void check_same_dtype(const char* op, const char* x_name, const at::Tensor& x, const char* y_name,

@@ -14,14 +14,14 @@ namespace minidl {
 #define MINIDL_FOR_EACH_ISA_2(f, a, b) f(a) f(b)
 #define MINIDL_FOR_EACH_ISA_3(f, a, b, c) f(a) f(b) f(c)
 #define MINIDL_COUNT(a, b, c, n, ...) n
-#define MINIDL_FOR_EACH_(f, ...)                                                                       \
-  MINIDL_COUNT(__VA_ARGS__, MINIDL_FOR_EACH_ISA_3, MINIDL_FOR_EACH_ISA_2, MINIDL_FOR_EACH_ISA_1, 0)  \
+#define MINIDL_FOR_EACH_(f, ...)                                                                    \
+  MINIDL_COUNT(__VA_ARGS__, MINIDL_FOR_EACH_ISA_3, MINIDL_FOR_EACH_ISA_2, MINIDL_FOR_EACH_ISA_1, 0) \
   (f, __VA_ARGS__)
 #define MINIDL_FOR_EACH(f, ...) MINIDL_FOR_EACH_(f, __VA_ARGS__)
 
 // MINIDL_ISAS is the build's list, slowest first.
-#define DECLARE_TABLE(isa) \
-  namespace isa {          \
+#define DECLARE_TABLE(isa)      \
+  namespace isa {               \
   extern const Kernels kernels; \
   }
 MINIDL_FOR_EACH(DECLARE_TABLE, MINIDL_ISAS)
@@ -90,6 +90,8 @@ const Kernels& kernels_for(const at::Tensor& x, const char* op) {
   return *cpu_table().load(std::memory_order_relaxed);
 }
 
-Context context_for(const at::Tensor&) { return {.threads = at::get_num_threads(), .workspace = thread_workspace}; }
+Context context_for(const at::Tensor&) {
+  return {.threads = at::get_num_threads(), .workspace = thread_workspace};
+}
 
 }  // namespace minidl

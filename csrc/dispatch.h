@@ -1,5 +1,5 @@
-// From a tensor to the table that computes it. The only place of the project that asks which device a tensor is on
-// and which instructions the machine has.
+// From a tensor to the table that computes it. The only place of the project that asks which device a tensor
+// is on and which instructions the machine has.
 #pragma once
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
@@ -12,8 +12,8 @@
 
 namespace minidl {
 
-// The tables this machine can run, slowest first, and the one in use. Set by MINIDL_ISA in the environment at import,
-// or by set_isa; otherwise the fastest. set_isa throws ValueError for one that is not available.
+// The tables this machine can run, slowest first, and the one in use. Set by MINIDL_ISA in the environment at
+// import, or by set_isa; otherwise the fastest. set_isa throws ValueError for one that is not available.
 std::vector<std::string> available_isas();
 std::string isa();
 void set_isa(const std::string& name);
@@ -22,8 +22,8 @@ void set_isa(const std::string& name);
 const Kernels& kernels_for(const at::Tensor& x, const char* op);
 Context context_for(const at::Tensor& x);
 
-// Calls f(k, T{}, ctx) with k = KernelsOf<T>, the table of x's device for x's dtype, with x's device and current
-// stream selected. Call it after every check and allocation, and not at all for meta tensors.
+// Calls f(k, T{}, ctx) with k = KernelsOf<T>, the table of x's device for x's dtype, with x's device and
+// current stream selected. Call it after every check and allocation, and not at all for meta tensors.
 template <class F>
 void launch(const char* op, const at::Tensor& x, F f) {
   const c10::OptionalDeviceGuard guard(x.device());

@@ -6,7 +6,8 @@
 // contract, in kernels.def.
 //
 // Rules that hold for every kernel:
-//   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is last;
+//   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is
+//   last;
 //   - tensors are dense and row-major unless strides are passed; pointers may be unaligned (views);
 //   - n == 0 (or any zero dimension) writes what the mathematics says (an empty sum is 0) and reads nothing;
 //   - NaN in, NaN out, exactly where torch's own kernel does so;
@@ -21,8 +22,8 @@ namespace minidl {
 struct Context {
   void* stream = nullptr;  // cudaStream_t; unused on the CPU
   int threads = 1;         // upper bound on parallelism; must not change any result
-  // Uninitialised scratch of at least `bytes`, 64-byte aligned, on the backend's device, valid until the kernel
-  // returns. At most one call per kernel, from the launching thread.
+  // Uninitialised scratch of at least `bytes`, 64-byte aligned, on the backend's device, valid until the
+  // kernel returns. At most one call per kernel, from the launching thread.
   void* (*workspace)(size_t bytes) = nullptr;
 };
 
@@ -34,8 +35,8 @@ struct Activation {
   double beta = 0;   // softplus: threshold
 };
 
-// A batch of matrices: element (i, j) of matrix s is data[s * batch_stride + i * row_stride + j * col_stride].
-// Any strides, 0 (expanded) included.
+// A batch of matrices: element (i, j) of matrix s is data[s * batch_stride + i * row_stride + j *
+// col_stride]. Any strides, 0 (expanded) included.
 template <class T>
 struct MatrixView {
   const T* data;

@@ -9,6 +9,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -48,6 +49,7 @@ py::handle option(const py::dict& group) {
 
 // Any number, a tensor of one element included.
 double to_number(py::handle x) {
+  if (PyFloat_Check(x.ptr())) return PyFloat_AS_DOUBLE(x.ptr());
   if (THPVariable_Check(x.ptr())) return THPVariable_Unpack(x.ptr()).detach().item().toDouble();
   return x.cast<double>();
 }
@@ -73,11 +75,32 @@ const at::Tensor& tensor(py::handle x) {
   return THPVariable_Unpack(x.ptr());
 }
 
+// Tensors that Python objects own. The objects are held and the tensors borrowed: counting a reference to a
+// tensor that has a Python object takes the GIL, which for a small update is a fifth of its time.
+class PythonTensors {
+ public:
+  PythonTensors() = default;
+  PythonTensors(PythonTensors&&) = default;
+  ~PythonTensors() {
+    for (at::Tensor& x : tensors_) c10::MaybeOwnedTraits<at::Tensor>::destroyBorrow(x);
+  }
+  void push_back(py::handle object) {
+    tensors_.push_back(c10::MaybeOwnedTraits<at::Tensor>::createBorrow(tensor(object)));
+    owners_.push_back(py::reinterpret_borrow<py::object>(object));
+  }
+  operator at::TensorList() const { return tensors_; }
+
+ private:
+  std::vector<at::Tensor> tensors_;
+  std::vector<py::object> owners_;
+};
+
 // The tensors of those parameters of a group that have a gradient, with one list for each name of their
 // state.
 struct GroupTensors {
-  std::vector<at::Tensor> params, grads;
-  std::vector<std::vector<at::Tensor>> state;
+  PythonTensors params;
+  std::vector<at::Tensor> grads;
+  std::array<PythonTensors, 4> state;
 };
 
 // A name that is nullptr stands for an empty list. Nothing if one of the parameters lacks state of one of the
@@ -85,23 +108,21 @@ struct GroupTensors {
 std::optional<GroupTensors> gather(const py::dict& group, const py::dict& state,
                                    std::initializer_list<PyObject*> names) {
   GroupTensors found;
-  found.state.resize(names.size());
   const bool stateless = std::all_of(names.begin(), names.end(), [](PyObject* name) { return !name; });
-  for (py::handle object : option<"params">(group)) {
-    const at::Tensor& param = tensor(object);
-    const at::Tensor& grad = param.grad();
+  for (py::handle param : option<"params">(group)) {
+    const at::Tensor& grad = tensor(param).grad();
     if (!grad.defined()) continue;
     found.params.push_back(param);
     found.grads.push_back(grad);
     if (stateless) continue;
-    const py::handle of_param = find(state, object.ptr());
+    const py::handle of_param = find(state, param.ptr());
     if (!of_param) return std::nullopt;
     auto list = found.state.begin();
     for (PyObject* name : names) {
       if (name) {
         const py::handle value = find(of_param, name);
         if (!value || value.is_none()) return std::nullopt;
-        list->push_back(tensor(value));
+        list->push_back(value);
       }
       ++list;
     }
@@ -118,15 +139,18 @@ void check_off(const py::dict& group) {
       "works beside minidl's kernels");
 }
 
-// gather, then step(tensors) without the GIL; whether there was all the state it takes.
+// gather, then step(tensors); whether there was all the state it takes.
 template <class Step>
 bool run(const py::dict& group, const py::dict& state, std::initializer_list<PyObject*> names, Step step) {
   check_off<"differentiable">(group);
   check_off<"capturable">(group);
   const auto tensors = gather(group, state, names);
   if (!tensors) return false;
-  if (tensors->params.empty()) return true;  // the dispatcher has nothing to go by
-  const py::gil_scoped_release no_gil;
+  if (tensors->grads.empty()) return true;  // the dispatcher has nothing to go by
+  int64_t elements = 0;
+  for (const at::Tensor& grad : tensors->grads) elements += grad.numel();
+  std::optional<py::gil_scoped_release> no_gil;
+  if (elements > 10000) no_gil.emplace();  // handing the GIL over takes longer than a smaller update
   const at::NoGradGuard no_grad;
   step(*tensors);
   return true;

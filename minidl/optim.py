@@ -1,12 +1,13 @@
-"""The optimizers of the course: torch.optim's own classes, with an update that is one call into minidl's kernels.
+"""The optimizers of the course: torch.optim's own classes, whose update is one call into minidl's kernels.
 
-A subclass keeps everything of torch's class but the arithmetic: constructor and its checks, group keys, state and
-its layout, hooks, ``state_dict`` and ``load_state_dict`` both ways, learning rate schedulers. Formulas are those in
-the documentation of torch's classes.
+A subclass keeps everything of torch's class but the arithmetic: constructor and its checks, group keys, state
+and its layout, hooks, ``state_dict`` and ``load_state_dict`` both ways, learning rate schedulers. Formulas
+are those in the documentation of torch's classes.
 
-Parameters are float32 or float64 CPU tensors of any layout. A step raises, before it writes anything, RuntimeError
-for sparse gradients and NotImplementedError for complex and other dtypes and for ``differentiable=True`` and
-``capturable=True``. ``foreach`` and ``fused`` are accepted and change nothing: an update always makes one pass.
+Parameters are float32 or float64 CPU tensors of any layout. A step raises, before it writes anything of a
+group, RuntimeError for sparse gradients and NotImplementedError for complex and other dtypes, for
+``differentiable=True`` and for ``capturable=True``. ``foreach`` and ``fused`` are accepted and change
+nothing: an update always is one pass.
 """
 
 from collections.abc import Callable
@@ -32,17 +33,18 @@ class _KernelStep(Optimizer):
         """Let torch's class create the state of parameters that have none, then update."""
         self._init_group(group, *([] for _ in range(6)))  # type: ignore[attr-defined]
         if not self._update(group, self.state):
-            raise RuntimeError(f"minidl.optim.{type(self).__name__}: a parameter's state has None for a tensor")
+            raise RuntimeError(
+                f"minidl.optim.{type(self).__name__}: a parameter's state has None for a tensor"
+            )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; return what ``closure``, which may compute them, returned."""
-        args = (self,) if closure is None else (self, closure)
-        if torch.compiler.is_compiling():
-            return _untraced_step(*args)
-        return _watched_step(*args) if _is_watched(self) else _step(*args)
+        """Update every parameter that has a gradient, after ``closure``, whose result is returned."""
+        if torch.compiler.is_compiling() or _is_watched(self):
+            return _watched_step(self) if closure is None else _watched_step(self, closure)
+        return _step(self, closure)
 
-    # torch wraps the step of each class in a profiler range and calls of hooks, unless it is marked so: both together
-    # take longer than a small update, and `step` sees to them itself where there is a profiler or a hook.
+    # torch wraps the step of each class in a profiler range and calls of hooks, unless it is marked so. That
+    # takes longer than a small update; `step` sees to it itself where there is a profiler or a hook.
     step.hooked = True  # type: ignore[attr-defined]
 
     # torch sets this for fused=True, and GradScaler then leaves unscaling and skipping to the update.
@@ -60,8 +62,8 @@ def _step(self: _KernelStep, closure: Callable[[], Any] | None = None) -> Any:
     return loss
 
 
-_watched_step = Optimizer.profile_hook_step(_step)
-_untraced_step = torch._disable_dynamo(_watched_step)  # for torch.compile a step is a break in the graph
+# What torch does around a step, and for torch.compile a break in the graph.
+_watched_step = torch._disable_dynamo(Optimizer.profile_hook_step(_step))
 
 
 def _is_watched(optimizer: Optimizer) -> bool:
@@ -79,7 +81,7 @@ def _number(option: float | Tensor) -> float:
 
 
 class SGD(_KernelStep, torch.optim.SGD):
-    """Stochastic gradient descent with momentum, Nesterov momentum and weight decay: see ``torch.optim.SGD``."""
+    """Stochastic gradient descent with (Nesterov) momentum and weight decay: see ``torch.optim.SGD``."""
 
     _update = staticmethod(_C.sgd_step)
 
@@ -120,6 +122,6 @@ class AdamW(_KernelStep, torch.optim.AdamW):
 def __getattr__(name: str) -> NoReturn:
     if name in torch.optim.__all__:
         raise AttributeError(
-            f"minidl.optim has no {name}; torch.optim.{name} works beside it, on the same parameters and models"
+            f"minidl.optim has no {name}; torch.optim.{name} works beside it on the same models"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

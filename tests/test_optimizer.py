@@ -1,4 +1,4 @@
-"""minidl.optim against torch.optim: one step at a time from equal states, since trajectories amplify rounding."""
+"""minidl.optim against torch.optim, a step at a time from equal states: trajectories amplify rounding."""
 
 import copy
 import itertools
@@ -29,7 +29,15 @@ OPTIONS = [
     ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
     ("AdamW", {}),
-    ("AdamW", {"amsgrad": True, "weight_decay": 0.3, "maximize": True, "lr": torch.tensor(0.01, dtype=torch.float64)}),
+    (
+        "AdamW",
+        {
+            "amsgrad": True,
+            "weight_decay": 0.3,
+            "maximize": True,
+            "lr": torch.tensor(0.01, dtype=torch.float64),
+        },
+    ),
 ]
 every_option = pytest.mark.parametrize(
     ("name", "options"), OPTIONS, ids=[f"{n}-{'-'.join(o) or 'defaults'}" for n, o in OPTIONS]
@@ -56,7 +64,9 @@ def set_gradients(params, seed=0):
 def tensors_of(optimizer):
     """Parameters and state, in the order of parameters and names."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    state = [optimizer.state[p][k] for p in params if p in optimizer.state for k in sorted(optimizer.state[p])]
+    state = [
+        optimizer.state[p][k] for p in params if p in optimizer.state for k in sorted(optimizer.state[p])
+    ]
     return [*params, *state]
 
 
@@ -102,7 +112,9 @@ def test_float32_is_as_exact_as_torch(isa, name, options):
     for step, (ours, theirs, oracle) in enumerate(step_beside_torch(name, options, torch.float32)):
         if step == 0:  # the three parameters were rounded apart
             with torch.no_grad():
-                for p, q in zip(ours.param_groups[0]["params"], oracle.param_groups[0]["params"], strict=True):
+                for p, q in zip(
+                    ours.param_groups[0]["params"], oracle.param_groups[0]["params"], strict=True
+                ):
                     q.copy_(p)
                     q.grad.copy_(p.grad)
         for optimizer in (ours, theirs, oracle):
@@ -130,7 +142,9 @@ def test_same_bits_on_every_number_of_threads(name, options):
 
 @every_class
 def test_large_tensors_over_threads(isa, name):
-    for ours, theirs, _ in step_beside_torch(name, {}, torch.float64, [(1,), (300, 401), (100_003,), (5,)], steps=2):
+    for ours, theirs, _ in step_beside_torch(
+        name, {}, torch.float64, [(1,), (300, 401), (100_003,), (5,)], steps=2
+    ):
         ours.step()
         theirs.step()
         assert_equal_tensors(tensors_of(ours), tensors_of(theirs), rtol=1e-12, atol=1e-13)
@@ -162,7 +176,9 @@ def test_layouts(isa, name, options, of_param, of_grad):
 
 @every_option
 def test_state_in_another_layout(name, options):
-    ours, theirs = (build(m, name, parameters([(7, 13)], torch.float64), options) for m in (optim, torch.optim))
+    ours, theirs = (
+        build(m, name, parameters([(7, 13)], torch.float64), options) for m in (optim, torch.optim)
+    )
     for step, optimizer in itertools.product(range(2), (ours, theirs)):
         set_gradients(optimizer.param_groups[0]["params"], seed=step)
         optimizer.step()
@@ -195,7 +211,8 @@ def test_neighbours_in_memory_are_left_alone(isa, name, options, n):
 def test_nan_and_inf(isa, name, options):
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e18, 1e-30] * 5)
     ours, theirs = (
-        build(module, name, [torch.nn.Parameter(torch.arange(35.0) - 3)], options) for module in (optim, torch.optim)
+        build(module, name, [torch.nn.Parameter(torch.arange(35.0) - 3)], options)
+        for module in (optim, torch.optim)
     )
     for roll, optimizer in itertools.product(range(2), (ours, theirs)):
         param = optimizer.param_groups[0]["params"][0]
@@ -323,7 +340,9 @@ def test_scheduler_and_groups(name):
     results = []
     for module in (optim, torch.optim):
         first, second, late = (parameters([(5,)], torch.float64, seed)[0] for seed in range(3))
-        optimizer = build(module, name, [{"params": [first]}, {"params": [second], "lr": 0.1, "weight_decay": 0.2}])
+        optimizer = build(
+            module, name, [{"params": [first]}, {"params": [second], "lr": 0.1, "weight_decay": 0.2}]
+        )
         scheduler = module.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
         for step in range(4):
             if step == 2:
@@ -339,7 +358,9 @@ def test_scheduler_and_groups(name):
 @every_class
 def test_missing_gradients(name):
     options = {"momentum": 0.9} if name == "SGD" else {}
-    ours, theirs = (build(m, name, parameters([(3,), (4,), (5,)], torch.float64), options) for m in (optim, torch.optim))
+    ours, theirs = (
+        build(m, name, parameters([(3,), (4,), (5,)], torch.float64), options) for m in (optim, torch.optim)
+    )
     for step, optimizer in itertools.product(range(5), (ours, theirs)):
         params = optimizer.param_groups[0]["params"]
         set_gradients(params, seed=step)
@@ -353,7 +374,9 @@ def test_missing_gradients(name):
 
 @every_class
 def test_mixed_dtypes_in_a_group(name):
-    ours, theirs = (build(m, name, parameters([(3,)]) + parameters([(40,)], torch.float64)) for m in (optim, torch.optim))
+    ours, theirs = (
+        build(m, name, parameters([(3,)]) + parameters([(40,)], torch.float64)) for m in (optim, torch.optim)
+    )
     for step, optimizer in itertools.product(range(2), (ours, theirs)):
         set_gradients(optimizer.param_groups[0]["params"], seed=step)
         optimizer.step()
@@ -361,9 +384,14 @@ def test_mixed_dtypes_in_a_group(name):
 
 
 @every_class
-@pytest.mark.parametrize("lr", [torch.tensor(0.05), torch.tensor([0.05]), torch.tensor(0.05, requires_grad=True)])
+@pytest.mark.parametrize(
+    "lr", [torch.tensor(0.05), torch.tensor([0.05]), torch.tensor(0.05, requires_grad=True)]
+)
 def test_tensor_lr(name, lr):
-    ours, theirs = (build(m, name, parameters([(3,)], torch.float64), {"lr": v}) for m, v in ((optim, lr), (torch.optim, 0.05)))
+    ours, theirs = (
+        build(m, name, parameters([(3,)], torch.float64), {"lr": v})
+        for m, v in ((optim, lr), (torch.optim, 0.05))
+    )
     for step, optimizer in itertools.product(range(2), (ours, theirs)):
         set_gradients(optimizer.param_groups[0]["params"], seed=step)
         optimizer.step()
@@ -374,7 +402,9 @@ def test_tensor_betas_and_weight_decay():
     param, other = (parameters([(3,)], torch.float64)[0] for _ in range(2))
     for p in (param, other):
         set_gradients([p])
-    Adam([param], betas=(torch.tensor(0.9, dtype=torch.float64), torch.tensor(0.99, dtype=torch.float64))).step()
+    Adam(
+        [param], betas=(torch.tensor(0.9, dtype=torch.float64), torch.tensor(0.99, dtype=torch.float64))
+    ).step()
     torch.optim.Adam([other], betas=(0.9, 0.99)).step()
     SGD([param], lr=0.1, weight_decay=torch.tensor(0.1, dtype=torch.float64)).step()
     torch.optim.SGD([other], lr=0.1, weight_decay=0.1).step()
@@ -546,7 +576,11 @@ def test_torchs_own_errors(name):
 
 
 def test_options_that_need_state_which_is_not_there():
-    for name, flag, value in (("Adam", "amsgrad", True), ("RMSprop", "momentum", 0.9), ("RMSprop", "centered", True)):
+    for name, flag, value in (
+        ("Adam", "amsgrad", True),
+        ("RMSprop", "momentum", 0.9),
+        ("RMSprop", "centered", True),
+    ):
         optimizer = build(optim, name, parameters([(3,)]))
         set_gradients(optimizer.param_groups[0]["params"])
         optimizer.step()

@@ -1,6 +1,7 @@
-// The activations, forward beside backward, on one register: shared by the elementwise kernels (activation.cpp) and
-// the epilogue of the GEMM (matmul.cpp). backward(dy, s) gets s = y for relu, sigmoid and tanh, s = x for the
-// others, as kernels.def says. Formulas, and what they do to NaN and infinity, are torch's.
+// The activations, forward beside backward, on one register: shared by the elementwise kernels
+// (activation.cpp) and the epilogue of the GEMM (matmul.cpp). backward(dy, s) gets s = y for relu, sigmoid
+// and tanh, s = x for the others, as kernels.def says. Formulas, and what they do to NaN and infinity, are
+// torch's.
 #pragma once
 #include "kernels.h"
 #include "vmath.h"
@@ -24,7 +25,9 @@ template <class T>
 struct LeakyRelu {
   T slope;
   MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return select(Vec<T>(T(0)) < x, x, x * slope); }
-  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const { return select(Vec<T>(T(0)) < x, dy, dy * slope); }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const {
+    return select(Vec<T>(T(0)) < x, dy, dy * slope);
+  }
 };
 
 template <class T>
@@ -43,11 +46,14 @@ struct Tanh {
 template <class T>
 struct Gelu {
   MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return x * normal_cdf(x); }
-  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const { return dy * fmadd(x, normal_pdf(x), normal_cdf(x)); }
+  MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const {
+    return dy * fmadd(x, normal_pdf(x), normal_cdf(x));
+  }
 };
 
-// x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), same source. From e = exp(-|2u|) both
-// sigmoid and its derivative come without cancellation: 1 / (1 + e) or e / (1 + e), and e / (1 + e)^2.
+// x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), same source. From e =
+// exp(-|2u|) both sigmoid and its derivative come without cancellation: 1 / (1 + e) or e / (1 + e), and e /
+// (1 + e)^2.
 template <class T>
 struct GeluTanh {
   static constexpr T k = static_cast<T>(2 * 0.79788456080286535588), c = static_cast<T>(0.044715);

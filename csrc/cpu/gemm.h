@@ -16,8 +16,9 @@
 namespace minidl::MINIDL_ISA {
 namespace {
 
-// Tile sizes: enough independent accumulators to hide the latency of an FMA (4 cycles on 2 units: 8), few enough
-// for the registers, and wide, because a row costs a broadcast but a vector of B is loaded once for all rows.
+// Tile sizes: enough independent accumulators to hide the latency of an FMA (4 cycles on 2 units: 8), few
+// enough for the registers, and wide, because a row costs a broadcast but a vector of B is loaded once for
+// all rows.
 #if defined(MINIDL_ISA_avx512)
 constexpr int max_vectors = 4, max_rows[] = {0, 14, 12, 8, 6};  // 32 registers: 24 accumulators + B + A
 #elif defined(MINIDL_ISA_avx2)
@@ -30,16 +31,17 @@ constexpr int max_vectors = 4, max_rows[] = {0, 4, 4, 3, 2};
 constexpr int widest = max_rows[1];
 
 template <class T>
-constexpr int64_t panel_width = max_vectors* Vec<T>::width;
+constexpr int64_t panel_width = max_vectors * Vec<T>::width;
 
-// C (+)= A B on one tile. The last vector of a row has `last` lanes inside C. accumulate == false never reads C.
+// C (+)= A B on one tile. The last vector of a row has `last` lanes inside C. accumulate == false never reads
+// C.
 template <class T>
-using Microkernel = void (*)(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row, T* c,
-                             int64_t ldc, int last, bool accumulate, const T* bias);
+using Microkernel = void (*)(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row,
+                             T* c, int64_t ldc, int last, bool accumulate, const T* bias);
 
 template <class T, int rows, int vectors>
-void microkernel(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row, T* c, int64_t ldc,
-                 int last, bool accumulate, const T* bias) {
+void microkernel(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row, T* c,
+                 int64_t ldc, int last, bool accumulate, const T* bias) {
   static_assert(rows * vectors <= 28, "accumulators, B and A must fit 32 registers");
   constexpr int w = Vec<T>::width;
   // C is needed in kc steps, B in a few: neither should then be waited for.
@@ -128,8 +130,8 @@ void pack_panel(T* dst, const T* b, int64_t row_stride, int64_t col_stride, int6
   }
 }
 
-// A dense copy of `outer` runs of `inner` contiguous elements: what A is read from when its own rows are so far
-// apart that they share cache sets or miss the TLB.
+// A dense copy of `outer` runs of `inner` contiguous elements: what A is read from when its own rows are so
+// far apart that they share cache sets or miss the TLB.
 template <class T>
 void pack_rows(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t outer, int64_t inner) {
   for (int64_t i = 0; i < outer; ++i) {

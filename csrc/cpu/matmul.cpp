@@ -1,5 +1,5 @@
-// GEMM in the manner of BLIS (https://github.com/flame/blis, docs/KernelsHowTo.md): loops over blocks of N, K and M
-// that fit the caches, around the microkernel of gemm.h. See block_gemm for the five loops.
+// GEMM in the manner of BLIS (https://github.com/flame/blis, docs/KernelsHowTo.md): loops over blocks of N, K
+// and M that fit the caches, around the microkernel of gemm.h. See block_gemm for the five loops.
 #include "activation.h"
 #include "gemm.h"
 #include "kernels.h"
@@ -8,8 +8,9 @@
 namespace minidl::MINIDL_ISA {
 namespace {
 
-// Block sizes, in elements: an MC x KC block of A stays in L2 while the KC x NC of B that are packed at a time pass
-// under it, a panel after the other; a panel streams from L2 through L1 under every tile of the block.
+// Block sizes, in elements: an MC x KC block of A stays in L2 while the KC x NC of B that are packed at a
+// time pass under it, a panel after the other; a panel streams from L2 through L1 under every tile of the
+// block.
 template <class T>
 struct Blocks {
   static constexpr int64_t kc = 1536 / sizeof(T), mc = 96, nc = 16 * panel_width<T>;
@@ -17,11 +18,12 @@ struct Blocks {
   static constexpr int64_t a_size = (kc + pad) * (mc + pad), workspace = a_size + kc * nc;  // a thread
 };
 
-constexpr double serial_flops = 1e6;     // about 10 us: below this, waking a thread costs more than it saves
-constexpr int64_t dot_rows = 8;          // up to this many rows, dot products beat packing a transposed B
-constexpr int64_t pack_b_rows = 96;      // from this many rows on, packing B pays even when it need not be transposed
-constexpr int64_t pack_b_size = 1 << 16; // ... if it is too large to sit in L2 anyway
-constexpr int64_t pack_a_columns = 192;  // from this many columns on, packing a large A pays
+constexpr double serial_flops = 1e6;  // about 10 us: below this, waking a thread costs more than it saves
+constexpr int64_t dot_rows = 8;       // up to this many rows, dot products beat packing a transposed B
+constexpr int64_t pack_b_rows =
+    96;  // from this many rows on, packing B pays even when it need not be transposed
+constexpr int64_t pack_b_size = 1 << 16;  // ... if it is too large to sit in L2 anyway
+constexpr int64_t pack_a_columns = 192;   // from this many columns on, packing a large A pays
 constexpr int64_t pack_a_size = 1 << 15;
 
 template <class T>
@@ -53,7 +55,8 @@ void activate(T* c, int64_t ldc, int64_t rows, int64_t cols, Activation activati
 // One panel of B under a block of A: all tiles of mc x cols of C.
 template <class T>
 void macrokernel(const Gemm<T>& g, int64_t i0, int64_t j0, int64_t mc, int64_t cols, int64_t kc, const T* a,
-                 int64_t a_row, int64_t a_col, const T* panel, int64_t panel_row, bool accumulate, bool finish) {
+                 int64_t a_row, int64_t a_col, const T* panel, int64_t panel_row, bool accumulate,
+                 bool finish) {
   constexpr int64_t w = Vec<T>::width;
   const int vectors = static_cast<int>(ceil_div(cols, w));
   const int last = static_cast<int>(cols - (vectors - 1) * w);
@@ -62,8 +65,8 @@ void macrokernel(const Gemm<T>& g, int64_t i0, int64_t j0, int64_t mc, int64_t c
   for (int64_t t = 0, i = 0; t < tiles; ++t) {
     const int64_t rows = ceil_div(mc - i, tiles - t);  // even tiles: no thin one is left at the end
     T* c = g.c + (i0 + i) * g.ldc + j0;
-    microkernels<T>.of[vectors][rows](kc, a + i * a_row, a_row, a_col, panel, panel_row, c, g.ldc, last, accumulate,
-                                      bias);
+    microkernels<T>.of[vectors][rows](kc, a + i * a_row, a_row, a_col, panel, panel_row, c, g.ldc, last,
+                                      accumulate, bias);
     if (finish) activate(c, g.ldc, rows, cols, g.epilogue.activation);
     i += rows;
   }
@@ -118,8 +121,8 @@ void block_gemm(const Gemm<T>& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1
   }
 }
 
-// C = A B for few rows m, where both the rows of A and the columns of B are contiguous: dot products, so that B is
-// read once and not packed. c_row and c_col let a matrix times a column be computed as its transpose.
+// C = A B for few rows m, where both the rows of A and the columns of B are contiguous: dot products, so that
+// B is read once and not packed. c_row and c_col let a matrix times a column be computed as its transpose.
 template <class T>
 void dot_gemm(const Gemm<T>& g, int64_t c_row, int64_t c_col, int64_t n0, int64_t n1, bool bias_of_row) {
   constexpr int64_t block = 4;
@@ -211,8 +214,8 @@ Vec<T> sum_rows(const T* x, int64_t stride, int64_t m, int64_t lanes, Tag tag) {
 }  // namespace
 
 template <class T>
-void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView<T> b, int64_t batch, int64_t m,
-          int64_t n, int64_t k, Epilogue<T> epilogue, Context ctx) {
+void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView<T> b, int64_t batch,
+          int64_t m, int64_t n, int64_t k, Epilogue<T> epilogue, Context ctx) {
   if (batch == 0 || m == 0 || n == 0) return;
   constexpr int64_t per_thread = Blocks<T>::workspace;
   const auto product = [&](int64_t s) {
@@ -249,10 +252,10 @@ void column_sum(T* sum, const T* x, int64_t m, int64_t n, Context) {
   });
 }
 
-template void gemm(float*, int64_t, int64_t, MatrixView<float>, MatrixView<float>, int64_t, int64_t, int64_t, int64_t,
-                   Epilogue<float>, Context);
-template void gemm(double*, int64_t, int64_t, MatrixView<double>, MatrixView<double>, int64_t, int64_t, int64_t,
-                   int64_t, Epilogue<double>, Context);
+template void gemm(float*, int64_t, int64_t, MatrixView<float>, MatrixView<float>, int64_t, int64_t, int64_t,
+                   int64_t, Epilogue<float>, Context);
+template void gemm(double*, int64_t, int64_t, MatrixView<double>, MatrixView<double>, int64_t, int64_t,
+                   int64_t, int64_t, Epilogue<double>, Context);
 template void column_sum(float*, const float*, int64_t, int64_t, Context);
 template void column_sum(double*, const double*, int64_t, int64_t, Context);
 

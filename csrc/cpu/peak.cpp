@@ -4,8 +4,8 @@
 
 namespace minidl::MINIDL_ISA {
 
-// 12 accumulators: more than latency times throughput of any FMA unit (4 cycles x 2 units), few enough for the 16
-// registers of AVX2.
+// 12 accumulators: more than latency times throughput of any FMA unit (4 cycles x 2 units), few enough for
+// the 16 registers of AVX2.
 template <class T>
 void fma_loop(double* operations, int64_t iterations, Context ctx) {
   constexpr int accumulators = 12;
@@ -13,7 +13,8 @@ void fma_loop(double* operations, int64_t iterations, Context ctx) {
     for (int64_t thread = begin; thread < end; ++thread) {
       const Vec<T> x(T(0.999)), y(T(0.001));
       Vec<T> acc[accumulators];
-      MINIDL_UNROLL for (int j = 0; j < accumulators; ++j) acc[j] = T(j);  // distinct, or the compiler merges them
+      MINIDL_UNROLL for (int j = 0; j < accumulators; ++j) acc[j] =
+          T(j);  // distinct, or the compiler merges them
       for (int64_t i = 0; i < iterations; ++i) {
         MINIDL_UNROLL for (int j = 0; j < accumulators; ++j) acc[j] = fmadd(acc[j], x, y);
       }

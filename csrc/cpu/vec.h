@@ -1,4 +1,5 @@
-// Vec<T>: one register of lanes, with the same names on every instruction set. Kernels are written once over it.
+// Vec<T>: one register of lanes, with the same names on every instruction set. Kernels are written once over
+// it.
 //
 //   Vec<T>::width                      lanes
 //   Vec<T>(s)                          all lanes s
@@ -7,13 +8,14 @@
 //   max(a, b), min(a, b)               a NaN in b is returned
 //   a < b, a <= b, a == b, select      comparisons with NaN are false; select(m, a, b) = m ? a : b
 //   copysign(a, s)                     |a| with the sign of s
-//   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and underflow as IEEE
-//   split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
+//   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and
+//   underflow as IEEE split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
 //   interleave_low(a, b), _high        a0 b0 a1 b1 ... of the lower, the upper half of the lanes
 //   reduce_add(a), reduce_max(a)       over the lanes, in a fixed order
 //
-// Everything here sits in an anonymous namespace inside the ISA's namespace, and nothing inline from the standard
-// library is used: the linker merges equal inline functions, and a merged AVX-512 copy would crash lesser machines.
+// Everything here sits in an anonymous namespace inside the ISA's namespace, and nothing inline from the
+// standard library is used: the linker merges equal inline functions, and a merged AVX-512 copy would crash
+// lesser machines.
 #pragma once
 #include <cstdint>
 
@@ -53,8 +55,8 @@ MINIDL_INLINE constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a 
 MINIDL_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 MINIDL_INLINE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// f(i, count) for i = begin, begin + width, ... with count = width but for the last, ragged step. `full` lets f
-// choose the whole-register load: f(i, count, std-free bool constant).
+// f(i, count) for i = begin, begin + width, ... with count = width but for the last, ragged step. `full` lets
+// f choose the whole-register load: f(i, count, std-free bool constant).
 struct Full {
   static constexpr bool value = true;
 };

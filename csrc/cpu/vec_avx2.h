@@ -37,7 +37,9 @@ struct Vec<float> {
   friend MINIDL_INLINE Mask operator==(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ); }
 };
 MINIDL_INLINE Vec<float> neg(Vec<float> a) { return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f)); }
-MINIDL_INLINE Vec<float> fmadd(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+MINIDL_INLINE Vec<float> fmadd(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm256_fmadd_ps(a.v, b.v, c.v);
+}
 MINIDL_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm256_max_ps(a.v, b.v); }
 MINIDL_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm256_min_ps(a.v, b.v); }
 MINIDL_INLINE Vec<float> abs(Vec<float> a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v); }
@@ -45,12 +47,15 @@ MINIDL_INLINE Vec<float> sqrt(Vec<float> a) { return _mm256_sqrt_ps(a.v); }
 MINIDL_INLINE Vec<float> round(Vec<float> a) {
   return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-MINIDL_INLINE Vec<float> select(__m256 m, Vec<float> a, Vec<float> b) { return _mm256_blendv_ps(b.v, a.v, m); }
+MINIDL_INLINE Vec<float> select(__m256 m, Vec<float> a, Vec<float> b) {
+  return _mm256_blendv_ps(b.v, a.v, m);
+}
 MINIDL_INLINE Vec<float> copysign(Vec<float> a, Vec<float> s) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return _mm256_or_ps(_mm256_andnot_ps(sign, a.v), _mm256_and_ps(sign, s.v));
 }
-// Two factors, each a normal power of two, so that the product under- and overflows gradually and rounds once.
+// Two factors, each a normal power of two, so that the product under- and overflows gradually and rounds
+// once.
 MINIDL_INLINE Vec<float> ldexp(Vec<float> x, Vec<float> n) {
   const auto power = [](Vec<float> k) {
     return Vec<float>(_mm256_castsi256_ps(
@@ -62,8 +67,8 @@ MINIDL_INLINE Vec<float> ldexp(Vec<float> x, Vec<float> n) {
 MINIDL_INLINE Vec<float> split_exponent(Vec<float> x, Vec<float>& e) {
   const __m256i bits = _mm256_castps_si256(x.v);
   e = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), _mm256_set1_epi32(127)));
-  return _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x007fffff)),
-                                             _mm256_set1_epi32(0x3f800000)));
+  return _mm256_castsi256_ps(
+      _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi32(0x007fffff)), _mm256_set1_epi32(0x3f800000)));
 }
 MINIDL_INLINE Vec<float> interleave_low(Vec<float> a, Vec<float> b) {
   return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20);
@@ -118,24 +123,28 @@ MINIDL_INLINE Vec<double> sqrt(Vec<double> a) { return _mm256_sqrt_pd(a.v); }
 MINIDL_INLINE Vec<double> round(Vec<double> a) {
   return _mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-MINIDL_INLINE Vec<double> select(__m256d m, Vec<double> a, Vec<double> b) { return _mm256_blendv_pd(b.v, a.v, m); }
+MINIDL_INLINE Vec<double> select(__m256d m, Vec<double> a, Vec<double> b) {
+  return _mm256_blendv_pd(b.v, a.v, m);
+}
 MINIDL_INLINE Vec<double> copysign(Vec<double> a, Vec<double> s) {
   const __m256d sign = _mm256_set1_pd(-0.0);
   return _mm256_or_pd(_mm256_andnot_pd(sign, a.v), _mm256_and_pd(sign, s.v));
 }
-// 2^52 as a double: added to a small integer k, the low bits of the sum are k in binary (there is no conversion
-// between 64-bit integers and doubles before AVX-512).
+// 2^52 as a double: added to a small integer k, the low bits of the sum are k in binary (there is no
+// conversion between 64-bit integers and doubles before AVX-512).
 constexpr double two52 = 4503599627370496.0;
 MINIDL_INLINE Vec<double> ldexp(Vec<double> x, Vec<double> n) {
   const auto power = [](Vec<double> k) {
-    return Vec<double>(_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256((k + (two52 + 1023)).v), 52)));
+    return Vec<double>(
+        _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256((k + (two52 + 1023)).v), 52)));
   };
   const Vec<double> half = round(n * 0.5);
   return x * power(half) * power(n - half);
 }
 MINIDL_INLINE Vec<double> split_exponent(Vec<double> x, Vec<double>& e) {
   const __m256i bits = _mm256_castpd_si256(x.v);
-  const __m256i exponent = _mm256_or_si256(_mm256_srli_epi64(bits, 52), _mm256_castpd_si256(_mm256_set1_pd(two52)));
+  const __m256i exponent =
+      _mm256_or_si256(_mm256_srli_epi64(bits, 52), _mm256_castpd_si256(_mm256_set1_pd(two52)));
   e = Vec<double>(_mm256_castsi256_pd(exponent)) - (two52 + 1023);
   return _mm256_castsi256_pd(_mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi64x(0x000fffffffffffff)),
                                              _mm256_set1_epi64x(0x3ff0000000000000)));

@@ -32,7 +32,9 @@ struct Vec<float> {
   friend MINIDL_INLINE Mask operator==(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
 };
 MINIDL_INLINE Vec<float> neg(Vec<float> a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
-MINIDL_INLINE Vec<float> fmadd(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+MINIDL_INLINE Vec<float> fmadd(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm512_fmadd_ps(a.v, b.v, c.v);
+}
 MINIDL_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a.v, b.v); }
 MINIDL_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a.v, b.v); }
 MINIDL_INLINE Vec<float> abs(Vec<float> a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v); }
@@ -40,7 +42,9 @@ MINIDL_INLINE Vec<float> sqrt(Vec<float> a) { return _mm512_sqrt_ps(a.v); }
 MINIDL_INLINE Vec<float> round(Vec<float> a) {
   return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-MINIDL_INLINE Vec<float> select(__mmask16 m, Vec<float> a, Vec<float> b) { return _mm512_mask_blend_ps(m, b.v, a.v); }
+MINIDL_INLINE Vec<float> select(__mmask16 m, Vec<float> a, Vec<float> b) {
+  return _mm512_mask_blend_ps(m, b.v, a.v);
+}
 MINIDL_INLINE Vec<float> copysign(Vec<float> a, Vec<float> s) {
   const __m512 sign = _mm512_set1_ps(-0.0f);
   return _mm512_or_ps(_mm512_andnot_ps(sign, a.v), _mm512_and_ps(sign, s.v));

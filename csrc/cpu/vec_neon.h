@@ -51,10 +51,12 @@ MINIDL_INLINE Vec<float> round(Vec<float> a) { return vrndnq_f32(a.v); }
 MINIDL_INLINE Vec<float> copysign(Vec<float> a, Vec<float> s) {
   return vbslq_f32(vdupq_n_u32(0x80000000u), s.v, a.v);
 }
-// Two factors, each a normal power of two, so that the product under- and overflows gradually and rounds once.
+// Two factors, each a normal power of two, so that the product under- and overflows gradually and rounds
+// once.
 MINIDL_INLINE Vec<float> ldexp(Vec<float> x, Vec<float> n) {
   const auto power = [](Vec<float> k) {
-    return Vec<float>(vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(k.v), vdupq_n_s32(127)), 23)));
+    return Vec<float>(
+        vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(k.v), vdupq_n_s32(127)), 23)));
   };
   const Vec<float> half = round(n * 0.5f);
   return x * power(half) * power(n - half);
@@ -62,8 +64,7 @@ MINIDL_INLINE Vec<float> ldexp(Vec<float> x, Vec<float> n) {
 MINIDL_INLINE Vec<float> split_exponent(Vec<float> x, Vec<float>& e) {
   const int32x4_t bits = vreinterpretq_s32_f32(x.v);
   e = vcvtq_f32_s32(vsubq_s32(vshrq_n_s32(bits, 23), vdupq_n_s32(127)));
-  return vreinterpretq_f32_s32(
-      vorrq_s32(vandq_s32(bits, vdupq_n_s32(0x007fffff)), vdupq_n_s32(0x3f800000)));
+  return vreinterpretq_f32_s32(vorrq_s32(vandq_s32(bits, vdupq_n_s32(0x007fffff)), vdupq_n_s32(0x3f800000)));
 }
 MINIDL_INLINE Vec<float> interleave_low(Vec<float> a, Vec<float> b) { return vzip1q_f32(a.v, b.v); }
 MINIDL_INLINE Vec<float> interleave_high(Vec<float> a, Vec<float> b) { return vzip2q_f32(a.v, b.v); }
@@ -98,10 +99,18 @@ struct Vec<double> {
   friend MINIDL_INLINE Mask operator==(Vec a, Vec b) { return vceqq_f64(a.v, b.v); }
 };
 MINIDL_INLINE Vec<double> neg(Vec<double> a) { return vnegq_f64(a.v); }
-MINIDL_INLINE Vec<double> fmadd(Vec<double> a, Vec<double> b, Vec<double> c) { return vfmaq_f64(c.v, a.v, b.v); }
-MINIDL_INLINE Vec<double> select(uint64x2_t m, Vec<double> a, Vec<double> b) { return vbslq_f64(m, a.v, b.v); }
-MINIDL_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return vbslq_f64(vcgtq_f64(a.v, b.v), a.v, b.v); }
-MINIDL_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return vbslq_f64(vcltq_f64(a.v, b.v), a.v, b.v); }
+MINIDL_INLINE Vec<double> fmadd(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return vfmaq_f64(c.v, a.v, b.v);
+}
+MINIDL_INLINE Vec<double> select(uint64x2_t m, Vec<double> a, Vec<double> b) {
+  return vbslq_f64(m, a.v, b.v);
+}
+MINIDL_INLINE Vec<double> max(Vec<double> a, Vec<double> b) {
+  return vbslq_f64(vcgtq_f64(a.v, b.v), a.v, b.v);
+}
+MINIDL_INLINE Vec<double> min(Vec<double> a, Vec<double> b) {
+  return vbslq_f64(vcltq_f64(a.v, b.v), a.v, b.v);
+}
 MINIDL_INLINE Vec<double> abs(Vec<double> a) { return vabsq_f64(a.v); }
 MINIDL_INLINE Vec<double> sqrt(Vec<double> a) { return vsqrtq_f64(a.v); }
 MINIDL_INLINE Vec<double> round(Vec<double> a) { return vrndnq_f64(a.v); }
@@ -110,7 +119,8 @@ MINIDL_INLINE Vec<double> copysign(Vec<double> a, Vec<double> s) {
 }
 MINIDL_INLINE Vec<double> ldexp(Vec<double> x, Vec<double> n) {
   const auto power = [](Vec<double> k) {
-    return Vec<double>(vreinterpretq_f64_s64(vshlq_n_s64(vaddq_s64(vcvtq_s64_f64(k.v), vdupq_n_s64(1023)), 52)));
+    return Vec<double>(
+        vreinterpretq_f64_s64(vshlq_n_s64(vaddq_s64(vcvtq_s64_f64(k.v), vdupq_n_s64(1023)), 52)));
   };
   const Vec<double> half = round(n * 0.5);
   return x * power(half) * power(n - half);

@@ -1,8 +1,8 @@
-// Elementary functions over Vec: exp, expm1, log, log1p, tanh, sigmoid, normal_cdf. Errors are 1 to 2 ulp (see
-// tests/test_activation.py, which holds the activations built on them against float64).
+// Elementary functions over Vec: exp, expm1, log, log1p, tanh, sigmoid, normal_cdf. Errors are 1 to 2 ulp
+// (see tests/test_activation.py, which holds the activations built on them against float64).
 //
-// Polynomials are the plain Taylor series, on intervals small enough that a term or two more than a minimax fit
-// needs is all they cost; so every constant can be checked by eye.
+// Polynomials are the plain Taylor series, on intervals small enough that a term or two more than a minimax
+// fit needs is all they cost; so every constant can be checked by eye.
 #pragma once
 #include "vec.h"
 
@@ -20,8 +20,8 @@ struct Constants<float> {
   static constexpr float exp_max = 89.0f, exp_min = -104.0f;  // beyond: inf and 0
   static constexpr float tanh_max = 10.0f;                    // beyond: 1 after rounding
   static constexpr float min_normal = 1.17549435e-38f, denormal_scale = 16777216.0f, denormal_bits = 24.0f;
-  static constexpr int exp_terms = 7;   // r^7 / 7!, |r| <= ln2 / 2: relative error 5e-9
-  static constexpr int atanh_terms = 5; // s^11 / 11, |s| <= 0.172: relative error 5e-10
+  static constexpr int exp_terms = 7;    // r^7 / 7!, |r| <= ln2 / 2: relative error 5e-9
+  static constexpr int atanh_terms = 5;  // s^11 / 11, |s| <= 0.172: relative error 5e-10
 };
 
 template <>
@@ -33,8 +33,8 @@ struct Constants<double> {
   static constexpr double tanh_max = 20.0;
   static constexpr double min_normal = 2.2250738585072014e-308, denormal_scale = 18014398509481984.0,
                           denormal_bits = 54.0;
-  static constexpr int exp_terms = 13;   // relative error 4e-18
-  static constexpr int atanh_terms = 10; // relative error 2e-18
+  static constexpr int exp_terms = 13;    // relative error 4e-18
+  static constexpr int atanh_terms = 10;  // relative error 2e-18
 };
 
 // e^r - 1 for |r| <= ln2 / 2: r + r^2 / 2! + ... + r^exp_terms / exp_terms!
@@ -135,14 +135,14 @@ MINIDL_INLINE Vec<float> polynomial(const float (&c)[N], Vec<float> x) {
 }
 
 // Phi(x) = erfc(-x / sqrt 2) / 2, the standard normal distribution function. Below |z| = 1 a polynomial for
-// erf(z) / z in z^2 (relative error 1.3e-9), above it one for log erfc(z) (relative error 3e-8 up to z = 4, where
-// erfc is 1.5e-8 and drops below half an ulp of 1); both interpolate at Chebyshev nodes.
+// erf(z) / z in z^2 (relative error 1.3e-9), above it one for log erfc(z) (relative error 3e-8 up to z = 4,
+// where erfc is 1.5e-8 and drops below half an ulp of 1); both interpolate at Chebyshev nodes.
 MINIDL_INLINE Vec<float> normal_cdf(Vec<float> x) {
-  constexpr float erf_over_z[] = {1.128379166e+00f,  -3.761262667e-01f, 1.128359472e-01f, -2.685421201e-02f,
-                                  5.189087425e-03f,  -8.016864300e-04f, 7.875875102e-05f};
+  constexpr float erf_over_z[] = {1.128379166e+00f, -3.761262667e-01f, 1.128359472e-01f, -2.685421201e-02f,
+                                  5.189087425e-03f, -8.016864300e-04f, 7.875875102e-05f};
   constexpr float log_erfc[] = {3.201380924e-04f,  -1.130233435e+00f, -6.318260513e-01f,
-                                  -1.100800832e-01f, 2.642113613e-02f,  -4.759596336e-03f,
-                                  5.968056344e-04f,  -4.605804368e-05f, 1.637151463e-06f};
+                                -1.100800832e-01f, 2.642113613e-02f,  -4.759596336e-03f,
+                                5.968056344e-04f,  -4.605804368e-05f, 1.637151463e-06f};
   const Vec<float> z = x * 0.707106781f;
   const Vec<float> a = abs(z);
   const Vec<float> inner = fmadd(z * 0.5f, polynomial(erf_over_z, z * z), 0.5f);

@@ -36,7 +36,8 @@ Tensor activation_backward(const Tensor& dy_, const Tensor& saved_, std::string_
 }
 
 struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, std::string_view name, double alpha, double beta) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, std::string_view name, double alpha,
+                        double beta) {
     at::AutoDispatchBelowADInplaceOrView guard;
     Tensor y = ops::activation(x, name, alpha, beta);
     const Activation f = parse_activation("activation", name, alpha, beta);
@@ -73,8 +74,9 @@ Tensor activation_autograd(const Tensor& x, std::string_view name, double alpha,
 Activation parse_activation(const char* op, std::string_view name, double alpha, double beta) {
   using enum ActivationKind;
   constexpr std::pair<std::string_view, ActivationKind> known[] = {
-      {"none", none}, {"relu", relu},           {"leaky_relu", leaky_relu}, {"sigmoid", sigmoid},  {"tanh", tanh},
-      {"gelu", gelu}, {"gelu_tanh", gelu_tanh}, {"silu", silu},             {"softplus", softplus}};
+      {"none", none},           {"relu", relu}, {"leaky_relu", leaky_relu},
+      {"sigmoid", sigmoid},     {"tanh", tanh}, {"gelu", gelu},
+      {"gelu_tanh", gelu_tanh}, {"silu", silu}, {"softplus", softplus}};
   for (const auto& [known_name, kind] : known) {
     if (name == known_name) return {kind, alpha, beta};
   }

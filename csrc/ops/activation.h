@@ -1,4 +1,5 @@
-// The activations by name, as operators carry them: shared by ops/activation.cpp and the epilogue in ops/matmul.cpp.
+// The activations by name, as operators carry them: shared by ops/activation.cpp and the epilogue in
+// ops/matmul.cpp.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -9,7 +9,8 @@ namespace {
 using c10::SymInt;
 using SymShape = c10::SymDimVector;
 
-// ---- matmul ---------------------------------------------------------------------------------------------------
+// ---- matmul
+// ---------------------------------------------------------------------------------------------------
 
 struct MatmulShape {
   SymShape batch;  // broadcast leading dimensions
@@ -25,16 +26,16 @@ struct MatmulShape {
 MatmulShape matmul_shape(const char* op, const Tensor& a, const Tensor& b) {
   check_dtype(op, a);
   check_same_dtype(op, "a", a, "b", b);
-  TORCH_CHECK(a.dim() >= 1 && b.dim() >= 1, "minidl::", op, ": both arguments need to be at least 1D, but they are ",
-              a.dim(), "D and ", b.dim(), "D");
+  TORCH_CHECK(a.dim() >= 1 && b.dim() >= 1, "minidl::", op,
+              ": both arguments need to be at least 1D, but they are ", a.dim(), "D and ", b.dim(), "D");
   const auto a_size = a.sym_sizes(), b_size = b.sym_sizes();
   MatmulShape s;
   s.m = a.dim() == 1 ? SymInt(1) : a_size[a.dim() - 2];
   s.k = a_size.back();
   s.n = b.dim() == 1 ? SymInt(1) : b_size.back();
   const SymInt b_rows = b.dim() == 1 ? b_size[0] : b_size[b.dim() - 2];
-  TORCH_CHECK(s.k == b_rows, "minidl::", op, ": mat1 and mat2 shapes cannot be multiplied (", a_size, " and ", b_size,
-              ")");
+  TORCH_CHECK(s.k == b_rows, "minidl::", op, ": mat1 and mat2 shapes cannot be multiplied (", a_size, " and ",
+              b_size, ")");
   const auto a_batch = a_size.slice(0, a.dim() < 2 ? 0 : a.dim() - 2);
   const auto b_batch = b_size.slice(0, b.dim() < 2 ? 0 : b.dim() - 2);
   s.batch = at::infer_size_symdimvector(a_batch, b_batch);
@@ -93,8 +94,8 @@ struct MatmulFunction : torch::autograd::Function<MatmulFunction> {
     return ops::matmul(a, b);
   }
 
-  // With y = a b: da = dy b^T, db = a^T dy. 1-D operands are a row and a column; a b that many a share gets its
-  // gradient from one product over all rows.
+  // With y = a b: da = dy b^T, db = a^T dy. 1-D operands are a row and a column; a b that many a share gets
+  // its gradient from one product over all rows.
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const Tensor a = saved[0].dim() == 1 ? saved[0].unsqueeze(0) : saved[0];
@@ -121,7 +122,8 @@ Tensor matmul_autograd(const Tensor& a, const Tensor& b) {
   return ops::matmul(a, b);
 }
 
-// ---- column_sum -----------------------------------------------------------------------------------------------
+// ---- column_sum
+// -----------------------------------------------------------------------------------------------
 
 Tensor column_sum(const Tensor& x_) {
   check_dtype("column_sum", x_);
@@ -141,7 +143,8 @@ Tensor call_column_sum(const Tensor& x) {
   return op.call(x);
 }
 
-// ---- linear ---------------------------------------------------------------------------------------------------
+// ---- linear
+// ---------------------------------------------------------------------------------------------------
 
 Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::string_view activation_name) {
   const Activation activation = parse_activation("linear", activation_name);
@@ -154,8 +157,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::s
               " and transposed weight ", w.sym_sizes(), ")");
   if (b_.has_value()) {
     check_same_dtype("linear", "input", x, "bias", *b_);
-    TORCH_CHECK(b_->dim() == 1 && b_->sym_size(0) == w.sym_size(0), "minidl::linear: expected bias of shape (",
-                w.sym_size(0), "), but got ", b_->sym_sizes());
+    TORCH_CHECK(b_->dim() == 1 && b_->sym_size(0) == w.sym_size(0),
+                "minidl::linear: expected bias of shape (", w.sym_size(0), "), but got ", b_->sym_sizes());
   }
   SymShape shape(x.sym_sizes().begin(), x.sym_sizes().end());
   shape.back() = w.sym_size(0);
@@ -200,7 +203,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
   }
 };
 
-Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b, std::string_view activation) {
+Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b,
+                       std::string_view activation) {
   if (needs_graph(x) || needs_graph(w) || needs_graph(b)) {
     // Where the derivative needs the input z of the activation, z must exist: two nodes instead of one.
     if (activation == "none" || saves_output(parse_activation("linear", activation).kind)) {
@@ -226,8 +230,8 @@ Tensor ops::linear(const Tensor& x, const Tensor& w, const OptionalTensor& b, st
 
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "matmul", "(Tensor a, Tensor b) -> Tensor", matmul, matmul_autograd);
-  define_op(m, "linear", "(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor", linear,
-            linear_autograd);
+  define_op(m, "linear", "(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor",
+            linear, linear_autograd);
   define_backward_op(m, "column_sum", "(Tensor x) -> Tensor", column_sum);
 }
 

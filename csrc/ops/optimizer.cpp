@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <forward_list>
 #include <vector>
 
 #include "ops/op.h"
@@ -88,11 +89,13 @@ class Rows {
  public:
   explicit Rows(const Update& u) : u_(u) {}
 
+  // References throughout: a copy of a Tensor that Python knows takes the GIL.
   template <class T>
   OptimizerTensor<T> row(size_t i) {
-    const Tensor p =
-        u_.params[i].is_non_overlapping_and_dense() ? u_.params[i] : staged(u_.params[i], u_.params[i]);
-    const Tensor g = same_layout(u_.grads[i], p) ? u_.grads[i] : kept(laid_out_as(u_.grads[i], p));
+    const Tensor& param = u_.params[i];
+    const Tensor& grad = u_.grads[i];
+    const Tensor& p = param.is_non_overlapping_and_dense() ? param : staged(param, param);
+    const Tensor& g = same_layout(grad, p) ? grad : copies_.emplace_front(laid_out_as(grad, p));
     OptimizerTensor<T> row = {.p = mutable_data<T>(p), .g = data<T>(g), .n = p.numel()};
     for (size_t k = 0; k < u_.state.size(); ++k) {
       if (!u_.state[k].used) continue;
@@ -103,20 +106,19 @@ class Rows {
   }
 
   void finish() {
-    for (const auto& [target, copy] : staged_) target.copy_(copy);
+    for (const auto& [target, copy] : write_back_) target->copy_(*copy);
   }
 
  private:
-  Tensor kept(Tensor x) { return kept_.emplace_back(std::move(x)); }
-  Tensor staged(const Tensor& x, const Tensor& like) {
-    Tensor copy = at::empty_like(like).copy_(x);
-    staged_.emplace_back(x, copy);
+  const Tensor& staged(const Tensor& x, const Tensor& like) {
+    const Tensor& copy = copies_.emplace_front(at::empty_like(like).copy_(x));
+    write_back_.emplace_back(&x, &copy);
     return copy;
   }
 
   const Update& u_;
-  std::vector<Tensor> kept_;
-  std::vector<std::pair<Tensor, Tensor>> staged_;
+  std::forward_list<Tensor> copies_;  // a list: references into it stay valid
+  std::vector<std::pair<const Tensor*, const Tensor*>> write_back_;
 };
 
 void bump_versions(const Update& u) {
@@ -214,12 +216,17 @@ void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
                       {"max_exp_avg_sq", max_exp_avg_sqs, amsgrad}}},
                     {"step", steps, true}};
   const AdamParams s = {lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize};
+  double step = 0, correction1 = 0, correction2 = 0;  // nearly always the same for all
   update(
       u,
       [&](auto& row, size_t i) {
-        const double step = count_step(steps[i]);
-        row.correction1 = 1 - std::pow(beta1, step);
-        row.correction2 = std::sqrt(1 - std::pow(beta2, step));
+        if (const double counted = count_step(steps[i]); counted != step) {
+          step = counted;
+          correction1 = 1 - std::pow(beta1, step);
+          correction2 = std::sqrt(1 - std::pow(beta2, step));
+        }
+        row.correction1 = correction1;
+        row.correction2 = correction2;
       },
       [&](const auto& k, auto* rows, int64_t count, const Context& ctx) {
         k.adam_step(rows, count, s, ctx);
