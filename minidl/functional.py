@@ -13,9 +13,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot, pad  # these need no kernel
 from torch.nn import _reduction as _Reduction
 
 from minidl import _C
+
+
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "gelu",
+    "huber_loss",
+    "l1_loss",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "matmul",
+    "mse_loss",
+    "nll_loss",
+    "one_hot",
+    "pad",
+    "relu",
+    "sigmoid",
+    "silu",
+    "smooth_l1_loss",
+    "softmax",
+    "softplus",
+    "tanh",
+]
 
 
 def _ops() -> Any:
@@ -335,3 +361,11 @@ def cross_entropy(
     if target.dtype != input.dtype and target.is_floating_point() and input.is_floating_point():
         input, target = _promoted(input, target)
     return _ops().cross_entropy(input, target, weight, reduction_enum, ignore_index, label_smoothing)
+
+
+def __getattr__(name: str) -> Any:
+    if hasattr(torch.nn.functional, name) and not name.startswith("_"):
+        raise AttributeError(
+            f"minidl.functional has no kernel for {name!r} yet; torch.nn.functional.{name} works beside it"
+        )
+    raise AttributeError(f"module 'minidl.functional' has no attribute {name!r}")

@@ -24,7 +24,7 @@ from torch.nn import (
     utils,
 )
 
-from minidl import functional
+from minidl.nn import functional
 from minidl.nn.activation import (
     GELU,
     LeakyReLU,
