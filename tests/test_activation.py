@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as TF
-from check import assert_close_to_float64, assert_same_gradients, layouts
+from check import assert_same_gradients, layouts
 from torch import Tensor
 
 import minidl.functional as F
@@ -58,20 +58,21 @@ def test_upstream_gradient_of_any_layout(pair):
 
 
 def test_extreme_values(isa, dtype, pair):
-    inf = float("inf")
-    x = torch.tensor([float("nan"), inf, -0.0, 0.0, 1e4, -1e4, 1e-30, -1e-30, 88.0, -88.0, 700.0, 1e-42], dtype=dtype)
+    x = torch.tensor([-0.0, 0.0, 1e4, -1e4, 1e-30, -1e-30, 88.0, -88.0, 700.0, 1e-42], dtype=dtype)
     assert_same_gradients(*pair, x)
 
 
-def test_minus_infinity(isa, dtype, pair):
-    x = torch.tensor([-float("inf")], dtype=dtype)
-    assert_close_to_float64(pair[0](x), pair[1](x), pair[1](x.double()))
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_infinity_and_nan(isa, dtype, pair, value):
+    """One element: for many, torch's float32 gelu takes a vector path that makes a NaN of +inf."""
+    assert_same_gradients(*pair, torch.tensor([float(value)], dtype=dtype))
 
 
 def test_relative_error_of_small_arguments(isa, dtype):
     """tanh and sigmoid keep their digits near 0 and in the tail, where an absolute error would hide their loss."""
     x = torch.logspace(-30, 0, 4001, dtype=dtype)
-    for ours, theirs in (F.tanh(x), torch.tanh(x.double())), (F.sigmoid(-80 * x), torch.sigmoid(-80 * x.double())):
+    negative = -80 * x
+    for ours, theirs in (F.tanh(x), torch.tanh(x.double())), (F.sigmoid(negative), torch.sigmoid(negative.double())):
         relative = ((ours.double() - theirs) / theirs).abs().max()
         assert relative <= 4 * torch.finfo(dtype).eps
 
@@ -184,7 +185,7 @@ def test_forward_mode_raises_instead_of_dropping_the_tangent(pair):
 def test_bad_input():
     with pytest.raises(NotImplementedError, match="minidl::activation is implemented for float32 and float64"):
         F.relu(torch.ones(3, dtype=torch.float16))
-    with pytest.raises(NotImplementedError, match="layout"):
+    with pytest.raises(NotImplementedError, match="SparseCPU"):
         F.relu(torch.eye(3).to_sparse())
     with pytest.raises(ValueError, match="unknown activation 'swish'"):
         _C.activation(torch.ones(3), "swish")

@@ -46,19 +46,26 @@ struct Gelu {
   MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const { return dy * fmadd(x, normal_pdf(x), normal_cdf(x)); }
 };
 
-// x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), same source.
+// x (1 + tanh u) / 2 = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x^3), same source. From e = exp(-|2u|) both
+// sigmoid and its derivative come without cancellation: 1 / (1 + e) or e / (1 + e), and e / (1 + e)^2.
 template <class T>
 struct GeluTanh {
-  static constexpr T k = static_cast<T>(0.79788456080286535588), c = static_cast<T>(0.044715);
+  static constexpr T k = static_cast<T>(2 * 0.79788456080286535588), c = static_cast<T>(0.044715);
+  static MINIDL_INLINE Vec<T> gate(Vec<T> x, Vec<T>& gate_slope) {
+    const Vec<T> u2 = fmadd(x * x * c, x, x) * k;
+    const Vec<T> e = exp(neg(abs(u2)));
+    const Vec<T> r = Vec<T>(T(1)) / (e + T(1));
+    gate_slope = e * r * r;
+    return select(u2 < Vec<T>(T(0)), e * r, r);
+  }
   MINIDL_INLINE Vec<T> forward(Vec<T> x) const {
-    return x * T(0.5) * (tanh(fmadd(x * x * c, x, x) * k) + T(1));
+    Vec<T> unused;
+    return x * gate(x, unused);
   }
   MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const {
-    const Vec<T> x2 = x * x;
-    const Vec<T> t = tanh(fmadd(x2 * c, x, x) * k);
-    const Vec<T> du = fmadd(x2, 3 * c, T(1)) * k;
-    const Vec<T> slope = (Vec<T>(T(1)) - t * t) * du;
-    return dy * (fmadd(x * T(0.5), slope, (t + T(1)) * T(0.5)));
+    Vec<T> slope;
+    const Vec<T> g = gate(x, slope);
+    return dy * fmadd(x * slope, fmadd(x * x, 3 * c, T(1)) * k, g);
   }
 };
 

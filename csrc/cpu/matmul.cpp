@@ -195,6 +195,19 @@ void split_gemm(const Gemm<T>& g, int64_t parts, T* workspace) {
   });
 }
 
+// Pairwise: the error grows with log m, not with m.
+template <class T, class Tag>
+Vec<T> sum_rows(const T* x, int64_t stride, int64_t m, int64_t lanes, Tag tag) {
+  constexpr int64_t serial = 64;
+  if (m > serial) {
+    const int64_t half = round_up(m / 2, serial);
+    return sum_rows(x, stride, half, lanes, tag) + sum_rows(x + half * stride, stride, m - half, lanes, tag);
+  }
+  Vec<T> sum;
+  for (int64_t i = 0; i < m; ++i) sum = sum + load_lanes(x + i * stride, lanes, tag);
+  return sum;
+}
+
 }  // namespace
 
 template <class T>
@@ -228,17 +241,10 @@ void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView
 
 template <class T>
 void column_sum(T* sum, const T* x, int64_t m, int64_t n, Context) {
-  constexpr int64_t block = 64;  // partial sums of this many rows, then a sum of those: error grows with m / block
   constexpr int64_t columns_per_thread = 256;
   parallel_for(n, m * n < (1 << 16) ? n : columns_per_thread, [&](int64_t begin, int64_t end) {
     for_lanes<T>(begin, end, [&](int64_t j, int64_t lanes, auto tag) {
-      Vec<T> total;
-      for (int64_t i0 = 0; i0 < m; i0 += block) {
-        Vec<T> partial;
-        for (int64_t i = i0; i < min_of(m, i0 + block); ++i) partial = partial + load_lanes(x + i * n + j, lanes, tag);
-        total = total + partial;
-      }
-      store_lanes(total, sum + j, lanes, tag);
+      store_lanes(sum_rows(x + j, n, m, lanes, tag), sum + j, lanes, tag);
     });
   });
 }

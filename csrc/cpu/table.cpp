@@ -5,7 +5,7 @@ namespace minidl::MINIDL_ISA {
 
 #define KERNEL(name, ...) \
   template <class T>      \
-  __attribute__((weak)) void name(__VA_ARGS__);
+  void name(__VA_ARGS__);
 #include "kernels.def"
 #undef KERNEL
 

@@ -167,35 +167,35 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::s
 }
 
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
+  // Saves x, w, y if the activation's derivative needs it, and b only to remember that there is one.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& b,
                         std::string_view activation) {
     at::AutoDispatchBelowADInplaceOrView guard;
     Tensor y = ops::linear(x, w, b, activation);
-    if (activation == "none") {
-      ctx->save_for_backward({x, w});
-    } else {
-      ctx->save_for_backward({x, w, y});
-      ctx->saved_data["activation"] = std::string(activation);
-    }
+    variable_list saved = {x, w, activation == "none" ? Tensor() : y};
+    if (b.has_value()) saved.push_back(*b);
+    ctx->save_for_backward(std::move(saved));
+    if (activation != "none") ctx->saved_data["activation"] = std::string(activation);
     return y;
   }
 
   // dz = dy * f'(z); dx = dz w, dw = dz^T x, db = column sums of dz: each only if it is wanted.
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &w = saved[1];
+    const Tensor &x = saved[0], &w = saved[1], &y = saved[2];
+    const bool has_bias = saved.size() == 4;  // without one, needs_input_grad has no third input to ask about
     const bool differentiable = at::GradMode::is_enabled();
     Tensor dz = grads[0];
-    if (saved.size() == 3) {
+    if (y.defined()) {
       const std::string name = ctx->saved_data["activation"].toStringRef();
-      dz = differentiable ? differentiable_activation_backward(dz, saved[2], parse_activation("linear", name))
-                          : ops::activation_backward(dz, saved[2], name, 0, 0);
+      dz = differentiable ? differentiable_activation_backward(dz, y, parse_activation("linear", name))
+                          : ops::activation_backward(dz, y, name, 0, 0);
     }
     const Tensor dz_rows = as_rows(dz);
     Tensor dx, dw, db;
     if (ctx->needs_input_grad(0)) dx = ops::matmul(dz, w);
     if (ctx->needs_input_grad(1)) dw = ops::matmul(dz_rows.t(), as_rows(x));
-    if (ctx->needs_input_grad(2)) db = differentiable ? dz_rows.sum(0) : call_column_sum(dz_rows);
+    if (has_bias && ctx->needs_input_grad(2)) db = differentiable ? dz_rows.sum(0) : call_column_sum(dz_rows);
     return {dx, dw, db, {}};
   }
 };
