@@ -67,8 +67,8 @@ def assert_same_error(name, args, kwargs=None):
 
 
 def assert_derivatives_of_every_order(function, *inputs):
-    """Backward against finite differences, once and twice. Under create_graph backward goes another way, which
-    gradgradcheck compares with itself alone: so also the two ways with each other."""
+    """Backward against finite differences, once and twice. Under create_graph backward goes another way,
+    which gradgradcheck compares with itself alone: so also the two ways with each other."""
     assert gradcheck(function, inputs)
     assert gradgradcheck(function, inputs)
     y = function(*inputs)
