@@ -6,7 +6,7 @@ torch's modules of these names stood.
 
 import torch
 
-from minidl import _build_info
+import minidl._build_info as _build_info
 
 __version__ = _build_info.version
 

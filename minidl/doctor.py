@@ -1,4 +1,4 @@
-"""``minidl doctor``: what is installed, what the machine offers, and whether every operator computes what torch does."""
+"""``minidl doctor``: what is installed, what the machine offers, and whether every operator agrees with torch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,12 @@ def _operators() -> Iterator[Operator]:
     x, w, b, target = randn(37, 19), randn(23, 19), randn(23), randn(37, 19)
     yield "matmul", F.matmul, torch.matmul, (x, w.t())
     yield "linear", F.linear, TF.linear, (x, w, b)
-    yield "linear + relu", lambda *t: F.linear(*t, "relu"), lambda *t: TF.linear(*t).relu(), (x, w, b)
+    yield (
+        "linear + relu",
+        lambda x, w, b: F.linear(x, w, b, "relu"),
+        lambda *t: TF.linear(*t).relu(),
+        (x, w, b),
+    )
     for name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "softplus"):
         yield name, getattr(F, name), getattr(TF, name), (x,)
     for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad  # these need no kernel
 from torch.nn import _reduction as _Reduction
+from torch.nn.functional import one_hot, pad  # these need no kernel
 
 from minidl import _C
-
 
 __all__ = [
     "binary_cross_entropy",
@@ -45,7 +44,7 @@ __all__ = [
 
 
 def _ops() -> Any:
-    """The way in: pybind11 when run, the dispatcher's operators when traced by Dynamo, which cannot see into pybind11."""
+    """The way in: pybind11 when run, the dispatcher's operators when traced by Dynamo, which pybind11 stops."""
     return torch.ops.minidl if torch.compiler.is_dynamo_compiling() else _C
 
 
@@ -60,7 +59,9 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     return _ops().matmul(input, other)
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None) -> Tensor:
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """``activation(input @ weight.T + bias)`` in one pass over the output.
 
     ``input`` is ``(*, in_features)``, ``weight`` ``(out_features, in_features)``, ``bias`` ``(out_features)``; the

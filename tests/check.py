@@ -33,7 +33,9 @@ def assert_close_to_float64(
     fair = (torchs - oracle)[finite & torchs.isfinite()].abs().max() * eps / torchs_eps
     rounding = floor * oracle[finite].abs().max() if scale is None else scale[finite]
     excess = error - eps * rounding
-    assert excess.max() <= 2 * fair, f"error {error.max():.3g}, {excess.max():.3g} beyond rounding, torch's {fair:.3g}"
+    assert excess.max() <= 2 * fair, (
+        f"error {error.max():.3g}, {excess.max():.3g} beyond rounding, torch's {fair:.3g}"
+    )
 
 
 def layouts(shape: Sequence[int], dtype: torch.dtype) -> list[tuple[str, Tensor]]:

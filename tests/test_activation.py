@@ -72,7 +72,10 @@ def test_relative_error_of_small_arguments(isa, dtype):
     """tanh and sigmoid keep their digits near 0 and in the tail, where an absolute error would hide their loss."""
     x = torch.logspace(-30, 0, 4001, dtype=dtype)
     negative = -80 * x
-    for ours, theirs in (F.tanh(x), torch.tanh(x.double())), (F.sigmoid(negative), torch.sigmoid(negative.double())):
+    for ours, theirs in (
+        (F.tanh(x), torch.tanh(x.double())),
+        (F.sigmoid(negative), torch.sigmoid(negative.double())),
+    ):
         relative = ((ours.double() - theirs) / theirs).abs().max()
         assert relative <= 4 * torch.finfo(dtype).eps
 
@@ -183,7 +186,9 @@ def test_forward_mode_raises_instead_of_dropping_the_tangent(pair):
 
 
 def test_bad_input():
-    with pytest.raises(NotImplementedError, match="minidl::activation is implemented for float32 and float64"):
+    with pytest.raises(
+        NotImplementedError, match="minidl::activation is implemented for float32 and float64"
+    ):
         F.relu(torch.ones(3, dtype=torch.float16))
     with pytest.raises(NotImplementedError, match="SparseCPU"):
         F.relu(torch.eye(3).to_sparse())

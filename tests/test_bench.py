@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from minidl.benchmarks import __main__ as cli
 from minidl.benchmarks import ceiling, harness, report
 from minidl.benchmarks.harness import Case, Environment, Library, Row, Source, Work
+from torch import Tensor
 
 HERE = Environment("a processor", "SCALAR", "2.0", "2001-02-03")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import minidl
-from minidl import _build_info, _C, doctor
+from minidl import _C, _build_info, doctor
 
 ROOT = Path(__file__).parent.parent
 CPU = ROOT / "csrc" / "cpu"
@@ -18,7 +18,12 @@ STEMS = ["activation", "matmul", "loss", "softmax", "optimizer"]
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_a_stem_has_its_file_in_every_place(stem):
-    for place in (f"csrc/ops/{stem}.cpp", f"csrc/cpu/{stem}.cpp", f"tests/test_{stem}.py", f"benchmarks/bench_{stem}.py"):
+    for place in (
+        f"csrc/ops/{stem}.cpp",
+        f"csrc/cpu/{stem}.cpp",
+        f"tests/test_{stem}.py",
+        f"benchmarks/bench_{stem}.py",
+    ):
         assert (ROOT / place).is_file(), place
 
 
@@ -37,8 +42,12 @@ def test_no_instruction_set_leaks_through_weak_symbols():
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("binutils' nm is not installed")
-    symbols = subprocess.run([nm, "-C", "--defined-only", _C.__file__], capture_output=True, text=True, check=True)
-    kernels = [line for line in symbols.stdout.splitlines() if "minidl::avx" in line or "minidl::neon" in line]
+    symbols = subprocess.run(
+        [nm, "-C", "--defined-only", _C.__file__], capture_output=True, text=True, check=True
+    )
+    kernels = [
+        line for line in symbols.stdout.splitlines() if "minidl::avx" in line or "minidl::neon" in line
+    ]
     if not kernels:
         pytest.skip("the extension is stripped")
     for line in symbols.stdout.splitlines():
@@ -51,7 +60,11 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     import os
 
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
     )
 
 
@@ -75,7 +88,9 @@ def test_an_unknown_isa_in_the_environment_is_an_error():
 
 
 def test_import_is_light():
-    ran = run_python("import sys, minidl; print([m for m in ('matplotlib', 'tqdm', 'sklearn') if m in sys.modules])")
+    ran = run_python(
+        "import sys, minidl; print([m for m in ('matplotlib', 'sklearn', 'minidl.lessons') if m in sys.modules])"
+    )
     assert ran.stdout.strip() == "[]"
 
 

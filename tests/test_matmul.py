@@ -53,7 +53,13 @@ def test_layouts_of_both_operands(isa, dtype, m_n_k):
     ids=str,
 )  # fmt: skip
 def test_shapes_and_gradients(isa, dtype, a, b):
-    assert_same_gradients(F.matmul, torch.matmul, torch.randn(*a, dtype=dtype), torch.randn(*b, dtype=dtype), products=torch.matmul)
+    assert_same_gradients(
+        F.matmul,
+        torch.matmul,
+        torch.randn(*a, dtype=dtype),
+        torch.randn(*b, dtype=dtype),
+        products=torch.matmul,
+    )
 
 
 def test_batches_of_views(dtype):
@@ -75,6 +81,7 @@ def test_any_size(m, n, k, transposed):
 def test_nothing_outside_the_result_is_written(isa):
     """The operands are the middle of larger buffers whose other elements are NaN: reading them would show."""
     for m, n, k in [(5, 17, 3), (14, 64, 9), (1, 33, 5), (7, 1, 2)]:
+
         def inside(rows, columns):
             buffer = torch.full((rows + 4, columns + 6), float("nan"))
             buffer[2:-2, 3:-3] = torch.randn(rows, columns)
@@ -128,7 +135,9 @@ def test_linear_float64_and_layouts(isa):
     w, b = torch.randn(9, 6, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
     for _, x in layouts((4, 5, 6), torch.float64):
         assert_same_gradients(F.linear, TF.linear, x, w, b, products=TF.linear)
-        assert_same_gradients(F.linear, TF.linear, x, torch.randn(6, 9, dtype=torch.float64).t(), b, products=TF.linear)
+        assert_same_gradients(
+            F.linear, TF.linear, x, torch.randn(6, 9, dtype=torch.float64).t(), b, products=TF.linear
+        )
 
 
 def test_linear_with_a_weight_vector():
@@ -169,12 +178,19 @@ def test_gradcheck():
     def double(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-    for a, b in [((3, 4), (4, 5)), ((4,), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 3, 4), (2, 4, 5)), ((3, 4), (4,))]:
+    for a, b in [
+        ((3, 4), (4, 5)),
+        ((4,), (4, 5)),
+        ((2, 3, 4), (4, 5)),
+        ((2, 3, 4), (2, 4, 5)),
+        ((3, 4), (4,)),
+    ]:
         inputs = (double(*a), double(*b))
         assert torch.autograd.gradcheck(F.matmul, inputs)
         assert torch.autograd.gradgradcheck(F.matmul, inputs)
     inputs = (double(2, 3, 4), double(5, 4), double(5))
     for activation in ACTIVATIONS:
+
         def f(*t, activation=activation):
             return F.linear(*t, activation)
 
@@ -182,7 +198,9 @@ def test_gradcheck():
         assert torch.autograd.gradgradcheck(f, inputs)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at it
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # opcheck looks at it
 def test_opcheck():
     x, w, b = (torch.randn(*s, requires_grad=True) for s in ((2, 3, 4), (5, 4), (5,)))
     torch.library.opcheck(torch.ops.minidl.matmul, (x, torch.randn(4, 5, requires_grad=True)))
@@ -241,7 +259,9 @@ def test_bad_matmul_input_raises_as_torch(call, torchs):
 
 def test_bad_linear_input():
     x, w = torch.ones(2, 3), torch.ones(5, 3)
-    with pytest.raises(RuntimeError, match=r"cannot be multiplied \(input \[2, 3\] and transposed weight \[5, 4\]"):
+    with pytest.raises(
+        RuntimeError, match=r"cannot be multiplied \(input \[2, 3\] and transposed weight \[5, 4\]"
+    ):
         F.linear(x, torch.ones(5, 4))
     with pytest.raises(RuntimeError, match=r"bias of shape \(5\), but got \[4\]"):
         F.linear(x, w, torch.ones(4))

@@ -63,6 +63,8 @@ def test_as_near_to_float64_as_torch_in_float32(isa, name):
     """Twice torch's own error: over ten steps Adam's first, sign-like updates amplify rounding for both alike."""
     ours, theirs = train(name, minidl, torch.float32), train(name, torch, torch.float32)
     truth = train(name, torch, torch.float64)
-    for one, other, true in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]], [*truth[0], truth[1]], strict=True):
+    for one, other, true in zip(
+        [*ours[0], ours[1]], [*theirs[0], theirs[1]], [*truth[0], truth[1]], strict=True
+    ):
         error, fair = (one - true).abs().max(), (other - true).abs().max()
         assert error <= 2 * fair + 16 * torch.finfo(torch.float32).eps * true.abs().max()
