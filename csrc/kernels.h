@@ -1,9 +1,10 @@
 // The contract between csrc/ops (torch-facing) and the backends (torch-free).
 //
 // A backend is one constant of type Kernels: a table of function pointers, filled by one file per instruction
-// set (csrc/cpu/table.cpp, compiled once per ISA). Kernels include no torch, allocate nothing, throw nothing,
-// and own their edges: every size, 0 included, is legal. The kernels themselves are listed, each with its
-// contract, in kernels.def.
+// set (csrc/cpu/table.cpp, compiled once per ISA). Kernels include no torch, allocate nothing (scratch comes
+// from the Context, which may throw bad_alloc before anything is written), throw nothing, and own their
+// edges: every size, 0 included, is legal. The kernels themselves are listed, each with its contract, in
+// kernels.def.
 //
 // Rules that hold for every kernel:
 //   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is
@@ -44,7 +45,8 @@ struct MatrixView {
   int64_t batch_stride = 0;
 };
 
-// What happens to a finished tile of C while it is still in registers: c = activation(c + bias).
+// What happens to a finished tile of C while it is still in registers (bias) or in L1: c = activation(c +
+// bias).
 template <class T>
 struct Epilogue {
   const T* bias = nullptr;  // one per column of C, or nullptr

@@ -6,7 +6,14 @@ torch's modules of these names stood.
 
 import torch
 
-import minidl._build_info as _build_info
+try:
+    import minidl._build_info as _build_info
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"this is minidl's source folder ({__path__[0]}), which holds no compiled kernels and hides the installed\n"
+        "package. Run from another folder (for the tests: `pytest`, not `python -m pytest`), or install for\n"
+        "development: pip install --no-build-isolation -e ."
+    ) from error
 
 __version__ = _build_info.version
 
@@ -20,7 +27,8 @@ if _release(torch.__version__) != _release(_build_info.torch):
     raise ImportError(
         f"minidl was built for torch {_build_info.torch}, but torch {torch.__version__} is installed.\n"
         "Build it again for this torch, in the folder that holds minidl's source:\n"
-        "    pip install --force-reinstall --no-deps --no-cache-dir ."
+        "    pip install --force-reinstall --no-deps --no-cache-dir .\n"
+        "(minidl works with torch>=2.11,<2.14; where yours is another, a plain `pip install .` brings one that fits)"
     )
 
 from minidl import _C, functional, nn, optim  # noqa: E402

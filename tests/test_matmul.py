@@ -253,7 +253,7 @@ def test_bad_matmul_input_raises_as_torch(call, torchs):
 
     with pytest.raises(RuntimeError):
         call(torchs, x)
-    with pytest.raises(RuntimeError, match="minidl::matmul|must match the size"):
+    with pytest.raises(RuntimeError, match=r"minidl::matmul|must match the size"):
         call(F.matmul, x)
 
 
@@ -271,3 +271,7 @@ def test_bad_linear_input():
         F.linear(x.half(), w.half())
     with pytest.raises(ValueError, match="unknown activation 'swish'"):
         F.linear(x, w, None, "swish")
+    for activation in ("leaky_relu", "softplus"):  # what would their parameters be?
+        for weight in (w, w.clone().requires_grad_()):
+            with pytest.raises(ValueError, match="has parameters and is not fused"):
+                F.linear(x, weight, None, activation)

@@ -20,7 +20,8 @@ MODULES = [
     ("Softmax", (1,), {}), ("LogSoftmax", (1,), {}),
 ]  # fmt: skip
 LOSSES = [
-    ("MSELoss", {}), ("MSELoss", {"reduction": "none"}), ("L1Loss", {"reduction": "sum"}), ("SmoothL1Loss", {"beta": 0.5}),
+    ("MSELoss", {}), ("MSELoss", {"reduction": "none"}), ("L1Loss", {"reduction": "sum"}),
+    ("SmoothL1Loss", {"beta": 0.5}),
     ("HuberLoss", {"delta": 0.5}), ("BCELoss", {"weight": torch.rand(3)}),
     ("BCEWithLogitsLoss", {"pos_weight": torch.rand(3)}), ("NLLLoss", {"ignore_index": 1}),
     ("CrossEntropyLoss", {"weight": torch.rand(3), "label_smoothing": 0.1}),
@@ -80,11 +81,13 @@ def test_no_torch_kernel_computes_a_layer_or_a_loss():
             optimizer.step()
     used = {event.key.split("::")[1] for event in profile.key_averages() if event.key.startswith("aten::")}
     bookkeeping = {
-        "empty", "empty_like", "empty_strided", "t", "transpose", "as_strided", "detach", "view", "reshape", "unsqueeze",
+        "empty", "empty_like", "empty_strided", "t", "transpose", "as_strided", "detach", "view", "reshape",
+        "unsqueeze",
         "flatten", "ones_like", "fill_", "_to_copy", "to", "copy_", "clone", "contiguous", "expand", "resolve_conj",
     }  # fmt: skip
     assert used <= bookkeeping
-    assert {e.key for e in profile.key_averages()} >= {
+    ours = {event.key for event in profile.key_averages()}
+    assert ours >= {"minidl::linear", "minidl::cross_entropy_forward", "minidl::matmul", "minidl::adam_step"}
         "minidl::linear",
         "minidl::cross_entropy_forward",
         "minidl::matmul",
@@ -116,7 +119,7 @@ def test_compile_of_a_model_with_its_loss():
 
 
 def test_what_is_missing_says_so():
-    with pytest.raises(AttributeError, match="no kernel for 'Conv2d' yet; torch.nn.Conv2d works"):
+    with pytest.raises(AttributeError, match=r"no kernel for 'Conv2d' yet; torch\.nn\.Conv2d works"):
         _ = nn.Conv2d
     with pytest.raises(AttributeError, match="no attribute 'Convolve'"):
         _ = nn.Convolve

@@ -146,8 +146,17 @@ Tensor call_column_sum(const Tensor& x) {
 // ---- linear
 // ---------------------------------------------------------------------------------------------------
 
+// Only activations without parameters: linear has no arguments for them.
+Activation fused_activation(std::string_view name) {
+  const Activation f = parse_activation("linear", name);
+  TORCH_CHECK_VALUE(f.kind != ActivationKind::leaky_relu && f.kind != ActivationKind::softplus,
+                    "minidl::linear: activation '", std::string(name),
+                    "' has parameters and is not fused; apply it to the result");
+  return f;
+}
+
 Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::string_view activation_name) {
-  const Activation activation = parse_activation("linear", activation_name);
+  const Activation activation = fused_activation(activation_name);
   check_dtype("linear", x);
   check_same_dtype("linear", "input", x, "weight", w);
   TORCH_CHECK(w.dim() == 2, "minidl::linear: expected weight of shape (out_features, in_features), but got ",
@@ -207,7 +216,7 @@ Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b
                        std::string_view activation) {
   if (needs_graph(x) || needs_graph(w) || needs_graph(b)) {
     // Where the derivative needs the input z of the activation, z must exist: two nodes instead of one.
-    if (activation == "none" || saves_output(parse_activation("linear", activation).kind)) {
+    if (activation == "none" || saves_output(fused_activation(activation).kind)) {
       return LinearFunction::apply(x, w, b, activation);
     }
     return ops::activation(LinearFunction::apply(x, w, b, std::string_view("none")), activation, 0, 0);
