@@ -18,13 +18,15 @@ struct Blocks {
   static constexpr int64_t a_size = (kc + pad) * (mc + pad), workspace = a_size + kc * nc;  // a thread
 };
 
-constexpr double serial_flops = 1e6;  // about 10 us: below this, waking a thread costs more than it saves
-constexpr int64_t dot_rows = 8;       // up to this many rows, dot products beat packing a transposed B
+// Where one way of doing it begins to beat another. Measured; sizes in elements.
+constexpr double serial_flops = 1e6;    // about 10 us: below this, waking a thread costs more than it saves
+constexpr int64_t dot_rows = 8;         // up to so many rows of A, dot products beat packing a transposed B
+constexpr int64_t axpy_size = 1 << 15;  // from this size of B on, a single row of A takes axpy_gemm
 constexpr int64_t pack_b_rows =
-    96;  // from this many rows on, packing B pays even when it need not be transposed
-constexpr int64_t pack_b_size = 1 << 16;  // ... if it is too large to sit in L2 anyway
-constexpr int64_t pack_a_columns = 192;   // from this many columns on, packing a large A pays
-constexpr int64_t pack_a_size = 1 << 15;
+    96;  // from so many rows of A on, packing B pays even if it need not be transposed,
+constexpr int64_t pack_b_size = 1 << 16;  // unless it is small enough to sit in L2 anyway
+constexpr int64_t pack_a_columns = 192;   // from so many columns of B on, packing A pays,
+constexpr int64_t pack_a_size = 1 << 15;  // if it is larger than L1
 
 template <class T>
 struct Gemm {
@@ -147,6 +149,33 @@ void dot_gemm(const Gemm<T>& g, int64_t c_row, int64_t c_col, int64_t n0, int64_
   }
 }
 
+// C = A B for a single row A and a large B whose rows are contiguous: a sum of scaled rows of B, which is
+// read once, in order. A tile of the microkernel would walk down B instead, a few lanes wide, from page to
+// page.
+template <class T>
+void axpy_gemm(const Gemm<T>& g, int64_t n0, int64_t n1) {
+  constexpr int64_t together = 4, block = 1024;  // rows of B at a time; columns whose part of C stays in L1
+  const auto add_rows = [&](int64_t p, int64_t j0, int64_t j1, auto rows) {
+    Vec<T> scale[rows.value];
+    unroll<rows.value>([&](auto q) { scale[q] = g.a.data[(p + q) * g.a.col_stride]; });
+    for_lanes<T>(j0, j1, [&](int64_t j, int64_t lanes, auto tag) {
+      const T* b = g.b.data + p * g.b.row_stride + j;
+      Vec<T> sum = p == 0 ? Vec<T>() : load_lanes(g.c + j, lanes, tag);
+      unroll<rows.value>(
+          [&](auto q) { sum = fmadd(scale[q], load_lanes(b + q * g.b.row_stride, lanes, tag), sum); });
+      store_lanes(sum, g.c + j, lanes, tag);
+    });
+  };
+  for (int64_t j = n0; j < n1; j += block) {
+    const int64_t end = min_of(j + block, n1);
+    int64_t p = 0;
+    for (; p + together <= g.k; p += together) add_rows(p, j, end, Index<together>{});
+    for (; p < g.k; ++p) add_rows(p, j, end, Index<1>{});
+    for (int64_t q = j; g.epilogue.bias && q < end; ++q) g.c[q] += g.epilogue.bias[q];
+    activate(g.c + j, end - j, 1, end - j, g.epilogue.activation);
+  }
+}
+
 template <class T>
 Gemm<T> transposed(const Gemm<T>& g) {
   Gemm<T> t = g;
@@ -177,6 +206,10 @@ void split_gemm(const Gemm<T>& g, int64_t parts, T* workspace) {
       dot_gemm(g, g.ldc, 1, begin, end, false);
       activate(g.c + begin, g.ldc, g.m, end - begin, g.epilogue.activation);
     });
+    return;
+  }
+  if (g.m == 1 && g.b.col_stride == 1 && g.k * g.n >= axpy_size) {
+    parallel_for(g.n, ceil_div(g.n, parts), [&](int64_t begin, int64_t end) { axpy_gemm(g, begin, end); });
     return;
   }
   // Split the dimension that has more whole tiles a part, so that no part is left with a fraction of one.
