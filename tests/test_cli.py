@@ -179,9 +179,14 @@ def start(*argv: str, python: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     environment.pop("PYTHONUNBUFFERED", None)  # a child buffers as it does for most people
     command = [sys.executable, *python, "-m", "minidl", *argv]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    # Where the tests run in the background, the shell has had SIGINT ignored, and a child would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_interrupt(tmp_path: Path) -> None:
@@ -192,7 +197,10 @@ def test_interrupt(tmp_path: Path) -> None:
         assert child.stdout.readline().startswith("xor: backend torch")
         time.sleep(0.3)
         child.send_signal(signal.SIGINT)
-        _, error = child.communicate(timeout=20)
+        try:
+            _, error = child.communicate(timeout=20)
+        finally:
+            child.kill()
     assert (child.returncode, error) == (130, "\ninterrupted\n")
 
 

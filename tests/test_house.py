@@ -1,5 +1,6 @@
 """The rules of the house that a compiler does not check."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -58,13 +59,13 @@ def test_no_instruction_set_leaks_out_of_its_namespace():
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
+    """From the tests' folder: in the repository's root Python would import the source folder, without kernels."""
     return subprocess.run(
         [sys.executable, "-c", code],
+        cwd=ROOT / "tests",
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
         check=False,
     )
 
@@ -93,6 +94,17 @@ def test_import_is_light():
         "import sys, minidl; print({'matplotlib', 'sklearn', 'minidl.lessons'} & set(sys.modules))"
     )
     assert ran.stdout.strip() == "set()"
+
+
+def test_the_source_folder_is_not_taken_for_the_package(tmp_path):
+    shutil.copytree(
+        ROOT / "minidl", tmp_path / "minidl", ignore=shutil.ignore_patterns("_build_info.py", "*.so")
+    )
+    ran = run_python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.meta_path[:] = sys.meta_path[-3:]; import minidl"
+    )
+    assert ran.returncode == 1
+    assert "this is minidl's source folder" in ran.stderr
 
 
 def test_typed():
