@@ -10,11 +10,13 @@ set(MINIDL_FLAGS_neon "")
 set(MINIDL_FLAGS_avx2 -mavx2 -mfma)
 set(MINIDL_FLAGS_avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512)
 
+get_filename_component(MINIDL_CSRC "${CMAKE_CURRENT_LIST_DIR}/../csrc" ABSOLUTE)
+
 function(add_isa_kernels isa)
-  list(TRANSFORM ARGN PREPEND csrc/cpu/)
+  list(TRANSFORM ARGN PREPEND "${MINIDL_CSRC}/cpu/")
   list(TRANSFORM ARGN APPEND .cpp)
   add_library(cpu_${isa} OBJECT ${ARGN})
-  target_include_directories(cpu_${isa} PRIVATE csrc)
+  target_include_directories(cpu_${isa} PRIVATE ${MINIDL_CSRC})
   target_compile_definitions(cpu_${isa} PRIVATE MINIDL_ISA=${isa} MINIDL_ISA_${isa})
   # fp-contract off: the source says where a multiply-add is fused, so that every ISA and build rounds alike.
   target_compile_options(cpu_${isa} PRIVATE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math

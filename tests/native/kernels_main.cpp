@@ -1,0 +1,175 @@
+// Every kernel of every table, over sizes at which loops end raggedly. What a check is, and why: check.h.
+#include "check.h"
+#include "check_matmul.h"
+#include "check_softmax.h"
+
+// MINIDL_TABLES is the build's list, scalar first: TABLE(scalar) TABLE(avx2).
+#define TABLE(isa)              \
+  namespace minidl::isa {       \
+  extern const Kernels kernels; \
+  }
+MINIDL_TABLES
+#undef TABLE
+
+namespace {
+
+// On both sides of every table's width, of the unrolled runs and of the chunks.
+const int64_t lengths[] = {0, 1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 67, 521, 8201};
+
+template <class T>
+void check_activations() {
+  for (int kind = 0; kind <= static_cast<int>(ActivationKind::softplus); ++kind) {
+    const auto name = static_cast<ActivationKind>(kind);
+    const Activation f{name, name == ActivationKind::leaky_relu ? 0.01 : 1.5, 20};
+    for (const int64_t n : lengths) {
+      for (const bool special : {false, true}) {
+        const std::string size = sizes("kind %ld, n %ld, special %ld", kind, n, special);
+        const auto x = random<T>(n, -6, 6, special), dy = random<T>(n);
+        check<T>("activation_forward", size, {{n}}, RUN { k.activation_forward(o[0], x.data(), n, f, ctx); });
+        check<T>(
+            "activation_forward", size + ", in place", {{n, x.data()}},
+            RUN { k.activation_forward(o[0], o[0], n, f, ctx); });
+        check<T>(
+            "activation_backward", size, {{n, dy.data()}},
+            RUN { k.activation_backward(o[0], o[0], x.data(), n, f, ctx); });
+      }
+    }
+  }
+}
+
+template <class T>
+void check_losses() {
+  for (int kind = 0; kind <= static_cast<int>(LossKind::bce_with_logits); ++kind) {
+    const bool logits = kind == static_cast<int>(LossKind::bce_with_logits);
+    const bool unit = kind == static_cast<int>(LossKind::bce);
+    for (const int64_t n : lengths) {
+      for (int v = 0; v < 12; ++v) {
+        const LossParams p{static_cast<LossKind>(kind), static_cast<Reduction>(v % 3), 0.7};
+        const bool special = v / 3 % 2, weighted = v / 6;
+        auto x = random<T>(n, unit ? 0 : -6, unit ? 1 : 6, special && !unit), t = random<T>(n, 0, 1);
+        if (unit && special && n > 1) x.data()[0] = 0, x.data()[n - 1] = 1;
+        const auto w = random<T>(n, 0, 2), pw = random<T>(n, 0, 2), dy = random<T>(v % 3 ? 1 : n);
+        const T *weight = weighted ? w.data() : nullptr, *pos = weighted && logits ? pw.data() : nullptr;
+        const std::string size = sizes("kind %ld, n %ld, reduction %ld, special %ld, weights %ld", kind, n,
+                                       v % 3, special, weighted);
+        check<T>(
+            "loss_forward", size, {{v % 3 ? 1 : n}},
+            RUN { k.loss_forward(o[0], x.data(), t.data(), weight, pos, n, p, ctx); });
+        for (const bool wrt : {false, true}) {
+          check<T>(
+              "loss_backward", size + (wrt ? ", of the target" : ""), {{n}},
+              RUN { k.loss_backward(o[0], dy.data(), x.data(), t.data(), weight, pos, n, p, wrt, ctx); });
+        }
+      }
+    }
+  }
+  for (const int64_t n : lengths) {
+    for (int v = 0; v < 4; ++v) {  // all inside; NaN, above 1, below 0 in the last place
+      const auto x = random<T>(n, 0, 1);
+      if (n && v) x.data()[n - 1] = T(v == 1 ? NAN : v == 2 ? 1.001 : -0.001);
+      check<T>(
+          "all_in_unit_interval", sizes("n %ld, variant %ld", n, v), {{1}}, RUN {
+            bool inside = false;
+            k.all_in_unit_interval(&inside, x.data(), n, ctx);
+            o[0][0] = inside;
+            if (inside != (n == 0 || v == 0)) fail("wrong answer");
+          });
+    }
+  }
+}
+
+template <class T>
+void check_optimizers() {
+  const int64_t lengths_of[] = {7, 0, 1, 17, 2051, 33, 4100};  // chunks begin and end inside tensors
+  constexpr int count = 7;
+  std::vector<Buffer<T>> p, g, state[3];
+  for (const int64_t n : lengths_of) {
+    p.push_back(random<T>(n)), g.push_back(random<T>(n));
+    // The first is rmsprop's average square, the last its average gradient, whose square must be less.
+    state[0].push_back(random<T>(n, 1, 2)), state[1].push_back(random<T>(n, 0.01, 1));
+    state[2].push_back(random<T>(n, -0.5, 0.5));
+  }
+  for (int v = 0; v < 64; ++v) {
+    const bool a = v & 1, b = v & 2, c = v & 4, maximize = v & 8, alias = v & 32;
+    const double decay = v & 16 ? 0.01 : 0;
+    const auto step = [&](const char* kernel, bool s0, bool s1, bool s2, auto call) {
+      std::vector<Output<T>> outputs;
+      for (int i = 0; i < count; ++i) {
+        outputs.push_back({lengths_of[i], p[i].data()});
+        for (auto& s : state) outputs.push_back({lengths_of[i], s[i].data()});
+      }
+      check<T>(
+          kernel, sizes("options %ld", v), outputs, RUN {
+            OptimizerTensor<T> tensors[count];
+            for (int i = 0; i < count; ++i) {
+              T** at = o + 4 * i;
+              T* const held[] = {s0 ? at[1] : nullptr, s1 ? at[2] : nullptr, s2 ? at[3] : nullptr};
+              tensors[i] = {
+                  at[0], alias ? at[0] : g[i].data(), {held[0], held[1], held[2]}, lengths_of[i], 0.1, 0.3,
+                  c};
+            }
+            call(k, tensors, ctx);
+            call(k, tensors, ctx);
+          });
+    };
+    step("sgd_step", a, false, false, [&](const auto& k, const auto* tensors, Context ctx) {
+      k.sgd_step(tensors, count, {0.1, a ? 0.9 : 0, b ? 0 : 0.2, decay, a && b, maximize}, ctx);
+    });
+    step("rmsprop_step", true, a, b, [&](const auto& k, const auto* tensors, Context ctx) {
+      k.rmsprop_step(tensors, count, {0.1, 0.9, 1e-8, decay, a ? 0.9 : 0, maximize}, ctx);
+    });
+    step("adam_step", true, true, a, [&](const auto& k, const auto* tensors, Context ctx) {
+      k.adam_step(tensors, count, {0.1, 0.9, 0.999, 1e-8, decay, b, maximize}, ctx);
+    });
+  }
+}
+
+template <class T>
+void check_all() {
+  check_activations<T>();
+  check_matmul<T>();
+  check_losses<T>();
+  check_softmax<T>();
+  check_optimizers<T>();
+  check<T>(
+      "fma_loop", "iterations 3", {{1}}, RUN {
+        double operations = 0;
+        k.fma_loop(&operations, 3, ctx);
+        o[0][0] = operations > 0;
+      });
+}
+
+bool machine_runs([[maybe_unused]] const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == "avx512") return __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  return true;
+}
+
+}  // namespace
+
+int main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_set_death_callback(say_where);
+#else
+  signal(SIGSEGV, [](int) { fail("touches memory that is not its own"); });
+#endif
+  std::string names;
+  for (const Kernels* table : {
+#define TABLE(isa) &minidl::isa::kernels,
+           MINIDL_TABLES
+#undef TABLE
+       }) {
+    if (!machine_runs(table->name)) continue;
+    tables.push_back(table);
+    names += std::string(" ") + table->name;
+  }
+  check_all<float>();
+  check_all<double>();
+#define KERNEL(name, ...) \
+  if (!checked.count(#name)) fail("kernel " #name " is not checked here; the last that is");
+#include "kernels.def"
+#undef KERNEL
+  std::printf("tables:%s\n%ld comparisons agree\n", names.c_str(), static_cast<long>(comparisons));
+}
