@@ -1,4 +1,4 @@
-// Elementary functions over Vec: exp, expm1, log, log1p, tanh, sigmoid, normal_cdf. Errors are 1 to 2 ulp
+// Elementary functions over Vec: exp, log, log1p, tanh, sigmoid, normal_cdf. Errors are 1 to 2 ulp
 // (see tests/test_activation.py, which holds the activations built on them against float64).
 //
 // Polynomials are the plain Taylor series, on intervals small enough that a term or two more than a minimax
@@ -69,15 +69,6 @@ MINIDL_INLINE Vec<T> exp(Vec<T> x) {
   return ldexp(expm1_series(r) + T(1), n);
 }
 
-// e^x - 1 without cancellation near 0.
-template <class T>
-MINIDL_INLINE Vec<T> expm1(Vec<T> x) {
-  using K = Constants<T>;
-  Vec<T> r;
-  const Vec<T> n = reduce_exponent(max(K::exp_min, min(K::exp_max, x)), r);
-  return ldexp(expm1_series(r), n) + (ldexp(Vec<T>(T(1)), n) - T(1));
-}
-
 // log(m 2^e) = e ln2 + 2 atanh(s), s = (m - 1) / (m + 1), m in [sqrt(1/2), sqrt(2)).
 template <class T>
 MINIDL_INLINE Vec<T> log(Vec<T> x) {
@@ -115,9 +106,14 @@ MINIDL_INLINE Vec<T> log1p(Vec<T> x) {
   return log(u) + lost / u;
 }
 
+// t / (t + 2) with t = e^|2x| - 1 = 2^n (e^r - 1) + (2^n - 1), which does not cancel near 0.
 template <class T>
 MINIDL_INLINE Vec<T> tanh(Vec<T> x) {
-  const Vec<T> t = expm1(min(Constants<T>::tanh_max, abs(x)) * T(2));
+  const Vec<T> a = min(Constants<T>::tanh_max, abs(x));
+  Vec<T> r;
+  const Vec<T> n = reduce_exponent(a + a, r);
+  const Vec<T> power = ldexp(Vec<T>(T(1)), n);
+  const Vec<T> t = fmadd(expm1_series(r), power, power - T(1));
   return copysign(t / (t + T(2)), x);
 }
 
