@@ -51,10 +51,10 @@ void check_matmul() {
     }
   }
   // Past the blocks of K, M and N, at which A and B are packed.
-  const int64_t large[][3] = {{101, 67, 389}, {3, 1031, 197}, {101, 1031, 7},
-                              {98, 197, 401}, {1, 300, 500},  {300, 1, 500}};
+  const int64_t large[][3] = {{101, 67, 389}, {3, 1031, 197}, {101, 1031, 7}, {98, 197, 401},
+                              {1, 300, 500},  {300, 1, 500},  {1, 1031, 197}};
   for (const auto& s : large) {
-    for (const int pair : {0, 1, 7, 8, 24}) check_gemm<T>(1, s[0], s[1], s[2], pair + 49 * (pair % 2));
+    for (const int pair : {0, 1, 7, 8, 16, 24}) check_gemm<T>(1, s[0], s[1], s[2], pair + 49 * (pair % 2));
   }
   for (const int64_t m : {0, 1, 3, 64, 65, 131, 1000}) {
     for (const int64_t n : {0, 1, 3, 5, 8, 15, 17, 67, 300}) {
