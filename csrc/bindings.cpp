@@ -2,6 +2,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "allocator.h"
 #include "dispatch.h"
 #include "ops/ops.h"
 #include "optimizer_bindings.h"
@@ -19,6 +20,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", torch::wrap_pybind_function(isa));
   m.def("set_isa", torch::wrap_pybind_function(set_isa), py::arg("name"));
   m.def("threads_used", torch::wrap_pybind_function_no_gil(threads_used));
+
+  m.def("empty_memory_cache", torch::wrap_pybind_function_no_gil(empty_memory_cache));
+  m.def("set_memory_limit", torch::wrap_pybind_function_no_gil(set_memory_limit), py::arg("bytes"));
+  m.def("memory_stats", [] {
+    const MemoryStats s = memory_stats();
+    using namespace py::literals;
+    return py::dict("limit"_a = s.limit, "kept"_a = s.kept, "in_use"_a = s.in_use, "reused"_a = s.reused,
+                    "fetched"_a = s.fetched);
+  });
 
   OP(activation, py::arg("x"), py::arg("name"), py::arg("alpha") = 0.0, py::arg("beta") = 0.0);
   OP(matmul, py::arg("a"), py::arg("b"));

@@ -158,7 +158,8 @@ def test_only_wanted_gradients_are_computed():
 def test_bias_gradient_of_many_rows(isa):
     """A running float sum over 200,000 rows would lose digits; torch's does not."""
     dy = torch.rand(200_003, 3)
-    ours = torch.ops.minidl.column_sum(dy)
+    x, w = torch.zeros(200_003, 1), torch.zeros(3, 1)
+    _, _, ours = torch.ops.minidl.linear_backward(dy, x, w, None, "none", [False, False, True])
     assert_close_to_float64(ours, dy.sum(0), dy.double().sum(0))
 
 
@@ -209,7 +210,28 @@ def test_opcheck():
     for activation in ("none", "tanh", "gelu"):
         torch.library.opcheck(torch.ops.minidl.linear, (x, w, b, activation))
     torch.library.opcheck(torch.ops.minidl.linear, (x, w))
-    torch.library.opcheck(torch.ops.minidl.column_sum, (w.detach(),))
+    dy, y = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    x, w = x.detach(), w.detach()
+    torch.library.opcheck(torch.ops.minidl.linear_backward, (dy, x, w, None, "none", [True, True, True]))
+    torch.library.opcheck(torch.ops.minidl.linear_backward, (dy, x, w, y, "tanh", [False, True, False]))
+
+
+def test_linear_backward_refuses_what_does_not_fit():
+    x, w, dy = torch.randn(4, 6), torch.randn(3, 6), torch.randn(4, 3)
+    backward = torch.ops.minidl.linear_backward
+    every = [True, True, True]
+    for bad in (torch.randn(4, 2), torch.randn(3, 3), torch.randn(1, 4, 3)):
+        with pytest.raises(RuntimeError, match="does not fit"):
+            backward(bad, x, w, None, "none", every)
+    with pytest.raises(RuntimeError, match="an output is needed"):
+        backward(dy, x, w, None, "relu", every)
+    with pytest.raises(RuntimeError, match="an output is needed"):
+        backward(dy, x, w, dy, "gelu", every)
+    with pytest.raises(RuntimeError, match="same shape"):
+        backward(dy, x, w, torch.randn(4, 2), "relu", every)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        backward(dy, x.double(), w, None, "none", every)
+    torch.testing.assert_close(backward(dy, x, w, None, "none", every)[0], dy @ w)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -230,17 +230,54 @@ void split_gemm(const Gemm<T>& g, int64_t parts, T* workspace) {
   });
 }
 
-// Pairwise: the error grows with log m, not with m.
-template <class T, class Tag>
-Vec<T> sum_rows(const T* x, int64_t stride, int64_t m, int64_t lanes, Tag tag) {
-  constexpr int64_t serial = 64;
-  if (m > serial) {
-    const int64_t half = round_up(m / 2, serial);
-    return sum_rows(x, stride, half, lanes, tag) + sum_rows(x + half * stride, stride, m - half, lanes, tag);
+// dz = dy * f'(y) and the sums of its columns over m rows, for `vectors` registers of columns of which the
+// last is ragged. Pairwise: the error of the sums grows with log m, not with m.
+template <class T, int vectors, class F>
+struct EpilogueColumns {
+  F f;
+  T* dz;
+  const T *dy, *y;
+  int64_t n, lanes;  // of the last register
+
+  MINIDL_INLINE Vec<T> element(int64_t at, int64_t count) const {
+    const Vec<T> g = Vec<T>::load(dy + at, static_cast<int>(count));
+    if (!dz) return g;
+    const Vec<T> d = f.backward(g, Vec<T>::load(y + at, static_cast<int>(count)));
+    d.store(dz + at, static_cast<int>(count));
+    return d;
   }
-  Vec<T> sum;
-  for (int64_t i = 0; i < m; ++i) sum = sum + load_lanes(x + i * stride, lanes, tag);
-  return sum;
+  void sum(int64_t begin, int64_t end, Vec<T> (&total)[vectors]) const {
+    constexpr int64_t serial = 64;
+    if (end - begin > serial) {
+      Vec<T> other[vectors];
+      const int64_t middle = begin + round_up((end - begin) / 2, serial);
+      sum(begin, middle, total);
+      sum(middle, end, other);
+      unroll<vectors>([&](auto v) { total[v] = total[v] + other[v]; });
+      return;
+    }
+    unroll<vectors>([&](auto v) { total[v] = Vec<T>(); });
+    for (int64_t i = begin; i < end; ++i) {
+      unroll<vectors>([&](auto v) {
+        constexpr int64_t w = Vec<T>::width;
+        total[v] = total[v] + element(i * n + v * w, v == vectors - 1 ? lanes : w);
+      });
+    }
+  }
+};
+
+template <class T, int vectors, class F>
+void epilogue_columns(F f, T* dz, T* db, const T* dy, const T* y, int64_t m, int64_t n, int64_t j,
+                      int64_t cols) {
+  constexpr int64_t w = Vec<T>::width;
+  const int64_t lanes = cols - (vectors - 1) * w;
+  const EpilogueColumns<T, vectors, F> columns{f, dz ? dz + j : nullptr, dy + j, y + j, n, lanes};
+  Vec<T> total[vectors];
+  columns.sum(0, m, total);
+  if (!db) return;
+  for (int v = 0; v < vectors; ++v) {
+    total[v].store(db + j + v * w, static_cast<int>(v == vectors - 1 ? lanes : w));
+  }
 }
 
 }  // namespace
@@ -275,12 +312,23 @@ void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView
 }
 
 template <class T>
-void column_sum(T* sum, const T* x, int64_t m, int64_t n, Context) {
-  constexpr int64_t columns_per_thread = 256;
-  parallel_for(n, m * n < (1 << 16) ? n : columns_per_thread, [&](int64_t begin, int64_t end) {
-    for_lanes<T>(begin, end, [&](int64_t j, int64_t lanes, auto tag) {
-      store_lanes(sum_rows(x + j, n, m, lanes, tag), sum + j, lanes, tag);
-    });
+void epilogue_backward(T* dz, T* db, const T* dy, const T* y, int64_t m, int64_t n, Activation activation,
+                       Context) {
+  constexpr int64_t w = Vec<T>::width, together = 4 * w, grain = 32768;  // elements that are worth a thread
+  visit_activation<T>(activation, [&](auto f) {
+    parallel_for(ceil_div(n, together), ceil_div(grain, together * max_of(m, 1)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t j = begin * together; j < min_of(end * together, n);) {
+                     const int64_t left = n - j;
+                     if (left >= together) {
+                       epilogue_columns<T, 4>(f, dz, db, dy, y, m, n, j, together);
+                       j += together;
+                     } else {
+                       epilogue_columns<T, 1>(f, dz, db, dy, y, m, n, j, min_of(left, w));
+                       j += w;
+                     }
+                   }
+                 });
   });
 }
 
@@ -288,7 +336,9 @@ template void gemm(float*, int64_t, int64_t, MatrixView<float>, MatrixView<float
                    int64_t, Epilogue<float>, Context);
 template void gemm(double*, int64_t, int64_t, MatrixView<double>, MatrixView<double>, int64_t, int64_t,
                    int64_t, int64_t, Epilogue<double>, Context);
-template void column_sum(float*, const float*, int64_t, int64_t, Context);
-template void column_sum(double*, const double*, int64_t, int64_t, Context);
+template void epilogue_backward(float*, float*, const float*, const float*, int64_t, int64_t, Activation,
+                                Context);
+template void epilogue_backward(double*, double*, const double*, const double*, int64_t, int64_t, Activation,
+                                Context);
 
 }  // namespace minidl::MINIDL_ISA

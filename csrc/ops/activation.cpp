@@ -9,7 +9,7 @@ Tensor activation(const Tensor& x_, std::string_view name, double alpha, double 
   const Activation f = parse_activation("activation", name, alpha, beta);
   check_dtype("activation", x_);
   const Tensor x = dense(x_);
-  Tensor y = at::empty_like(x);
+  Tensor y = output_like(x);
   if (y.is_meta()) return y;
   launch("activation", x, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -26,7 +26,7 @@ Tensor activation_backward(const Tensor& dy_, const Tensor& saved_, std::string_
   check_same_shape("activation_backward", "dy", dy_, "saved", saved_);
   const Tensor saved = dense(saved_);
   const Tensor dy = laid_out_as(dy_, saved);
-  Tensor dx = at::empty_like(saved);
+  Tensor dx = output_like(saved);
   if (dx.is_meta()) return dx;
   launch("activation_backward", saved, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -35,38 +35,32 @@ Tensor activation_backward(const Tensor& dy_, const Tensor& saved_, std::string_
   return dx;
 }
 
-struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, std::string_view name, double alpha,
-                        double beta) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor y = ops::activation(x, name, alpha, beta);
-    const Activation f = parse_activation("activation", name, alpha, beta);
-    ctx->save_for_backward({saves_output(f.kind) ? y : x});
-    ctx->saved_data["name"] = std::string(name);
-    if (alpha != 0 || beta != 0) {
-      ctx->saved_data["alpha"] = alpha;
-      ctx->saved_data["beta"] = beta;
-    }
-    return y;
+class ActivationNode final : public Node {
+ public:
+  ActivationNode(std::string_view activation, Activation f)
+      : Node("ActivationBackward"), activation_(activation), f_(f) {}
+
+ private:
+  variable_list backward(const Tensor& dy) override {
+    const Tensor x_or_y = saved(0);
+    if (at::GradMode::is_enabled()) return {differentiable_activation_backward(dy, x_or_y, f_)};
+    return {ops::activation_backward(dy, x_or_y, activation_, f_.alpha, f_.beta)};
   }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Tensor saved = ctx->get_saved_variables()[0];
-    const std::string name = ctx->saved_data["name"].toStringRef();
-    const bool parameters = ctx->saved_data.size() > 1;
-    const double alpha = parameters ? ctx->saved_data["alpha"].toDouble() : 0;
-    const double beta = parameters ? ctx->saved_data["beta"].toDouble() : 0;
-    if (at::GradMode::is_enabled()) {
-      const Activation f = parse_activation("activation", name, alpha, beta);
-      return {differentiable_activation_backward(grads[0], saved, f), {}, {}, {}};
-    }
-    return {ops::activation_backward(grads[0], saved, name, alpha, beta), {}, {}, {}};
-  }
+  std::string activation_;
+  Activation f_;
 };
 
 Tensor activation_autograd(const Tensor& x, std::string_view name, double alpha, double beta) {
-  if (needs_graph(x)) return ActivationFunction::apply(x, name, alpha, beta);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return ops::activation(x, name, alpha, beta);
+  Tensor y = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return ops::activation(x, name, alpha, beta);
+  }();
+  if (!needs_graph(x)) return y;
+  const Activation f = parse_activation("activation", name, alpha, beta);
+  const auto node = make_node<ActivationNode>(name, f);
+  link(y, node, x);
+  saves_output(f.kind) ? node->save_output(y) : node->save_input(x);
+  return y;
 }
 
 }  // namespace

@@ -59,7 +59,7 @@ Tensor loss(const Tensor& x_, const Tensor& t_, std::string_view kind, int64_t r
             const OptionalTensor& weight_, const OptionalTensor& pos_weight_, double beta) {
   const LossParams p = parse_loss("loss", kind, reduction, beta);
   const auto [x, t, weight, pos_weight] = prepare("loss", x_, t_, weight_, pos_weight_, p.kind);
-  Tensor y = p.reduction == Reduction::none ? at::empty_like(x) : at::empty({}, x.options());
+  Tensor y = p.reduction == Reduction::none ? output_like(x) : output({}, x);
   if (y.is_meta()) return y;
   if (p.kind == LossKind::bce) {
     check_unit_interval("input", x);
@@ -89,7 +89,7 @@ Tensor loss_backward(const Tensor& dy_, const Tensor& x_, const Tensor& t_, std:
     TORCH_CHECK(dy.sym_numel() == 1, "minidl::loss_backward: expected one dy, but got shape ",
                 dy.sym_sizes());
   }
-  Tensor d = at::empty_like(x);
+  Tensor d = output_like(x);
   if (d.is_meta()) return d;
   launch("loss_backward", x,
          [&, &x = x, &t = t, &weight = weight, &pos_weight = pos_weight](const auto& k, auto zero,
@@ -132,54 +132,55 @@ Tensor differentiable_slope(const Tensor& x, const Tensor& t, const Tensor& pos_
   return d;
 }
 
-struct LossFunction : torch::autograd::Function<LossFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& t, std::string_view kind,
-                        int64_t reduction, const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                        double beta) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({x, t, weight.value_or(Tensor()), pos_weight.value_or(Tensor())});
-    ctx->saved_data["kind"] = std::string(kind);
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["beta"] = beta;
-    return ops::loss(x, t, kind, reduction, weight, pos_weight, beta);
-  }
+// dy * slope, from differentiable operators.
+Tensor differentiable_loss_backward(const Tensor& dy, const Tensor& x, const Tensor& t,
+                                    const OptionalTensor& weight, const Tensor& pos_weight, LossParams p,
+                                    bool wrt_target) {
+  Tensor d = dy * differentiable_slope(x, t, pos_weight, p, wrt_target);
+  if (weight.has_value()) d = d * *weight;
+  return p.reduction == Reduction::mean ? d / at::Scalar(x.sym_numel()) : d;
+}
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const std::string kind = ctx->saved_data["kind"].toStringRef();
-    const int64_t reduction = ctx->saved_data["reduction"].toInt();
-    const double beta = ctx->saved_data["beta"].toDouble();
+class LossNode final : public Node {
+ public:
+  LossNode(std::string_view kind, int64_t reduction, double beta)
+      : Node("LossBackward"), kind_(kind), reduction_(reduction), beta_(beta) {}
+
+ private:
+  variable_list backward(const Tensor& dy) override {
+    const Tensor x = saved(0), t = saved(1);
+    const OptionalTensor weight = saved_optional(2), pos_weight = saved_optional(3);
     const auto gradient = [&](bool wrt_target) {
-      if (!ctx->needs_input_grad(wrt_target ? 1 : 0)) return Tensor();
+      if (!wanted(wrt_target ? 1 : 0)) return Tensor();
       if (at::GradMode::is_enabled()) {
-        return differentiable_backward(grads[0], saved, parse_loss("loss", kind, reduction, beta),
-                                       wrt_target);
+        return differentiable_loss_backward(dy, x, t, weight, pos_weight.value_or(Tensor()),
+                                            parse_loss("loss", kind_, reduction_, beta_), wrt_target);
       }
-      const auto optional = [](const Tensor& w) { return w.defined() ? OptionalTensor(w) : std::nullopt; };
-      return call_backward(grads[0], saved[0], saved[1], kind, reduction, optional(saved[2]),
-                           optional(saved[3]), beta, wrt_target);
+      return call_backward(dy, x, t, kind_, reduction_, weight, pos_weight, beta_, wrt_target);
     };
-    return {gradient(false), gradient(true), {}, {}, {}, {}, {}};
+    return {gradient(false), gradient(true)};
   }
-
-  static Tensor differentiable_backward(const Tensor& dy, const variable_list& saved, LossParams p,
-                                        bool wrt_target) {
-    const auto& [x, t, weight, pos_weight] = std::tie(saved[0], saved[1], saved[2], saved[3]);
-    Tensor d = dy * differentiable_slope(x, t, pos_weight, p, wrt_target);
-    if (weight.defined()) d = d * weight;
-    return p.reduction == Reduction::mean ? d / at::Scalar(x.sym_numel()) : d;
-  }
+  std::string kind_;
+  int64_t reduction_;
+  double beta_;
 };
 
 Tensor loss_autograd(const Tensor& x, const Tensor& t, std::string_view kind, int64_t reduction,
                      const OptionalTensor& weight, const OptionalTensor& pos_weight, double beta) {
   check_constant("loss", "weight", weight);
   check_constant("loss", "pos_weight", pos_weight);
-  if (needs_graph(x) || needs_graph(t)) {
-    return LossFunction::apply(x, t, kind, reduction, weight, pos_weight, beta);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return ops::loss(x, t, kind, reduction, weight, pos_weight, beta);
+  Tensor y = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return ops::loss(x, t, kind, reduction, weight, pos_weight, beta);
+  }();
+  if (!needs_graph(x) && !needs_graph(t)) return y;
+  const auto node = make_node<LossNode>(kind, reduction, beta);
+  link(y, node, x, t);
+  node->save_input(x);
+  node->save_input(t);
+  node->save_input(weight);
+  node->save_input(pos_weight);
+  return y;
 }
 
 }  // namespace

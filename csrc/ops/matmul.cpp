@@ -9,8 +9,7 @@ namespace {
 using c10::SymInt;
 using SymShape = c10::SymDimVector;
 
-// ---- matmul
-// ---------------------------------------------------------------------------------------------------
+// ---- matmul ---------------------------------------------------------------------------------------
 
 struct MatmulShape {
   SymShape batch;  // broadcast leading dimensions
@@ -42,18 +41,26 @@ MatmulShape matmul_shape(const char* op, const Tensor& a, const Tensor& b) {
   return s;
 }
 
-template <class T>
-MatrixView<T> view(const Tensor& x) {  // (rows, columns) or (batch, rows, columns)
-  return {data<T>(x), x.stride(-2), x.stride(-1), x.dim() == 3 ? x.stride(0) : 0};
-}
+// A matrix, or a batch of them, as its strides say: x or its transpose, without making a view of it.
+struct Operand {
+  const Tensor& x;
+  bool transposed = false;
 
-// c = epilogue(a b) for matrices, or for batches of matrices.
-void run_gemm(const char* op, const Tensor& c, const Tensor& a, const Tensor& b, const OptionalTensor& bias,
-              Activation activation) {
-  const int64_t batch = a.dim() == 3 ? a.size(0) : 1, m = a.size(-2), k = a.size(-1), n = b.size(-1);
-  launch(op, a, [&](const auto& kernels, auto zero, const Context& ctx) {
+  int64_t size(int64_t d) const { return x.size(transposed ? -3 - d : d); }
+  template <class T>
+  MatrixView<T> view() const {
+    return {data<T>(x), x.stride(transposed ? -1 : -2), x.stride(transposed ? -2 : -1),
+            x.dim() == 3 ? x.stride(0) : 0};
+  }
+};
+
+// c = epilogue(a b) for matrices, or for batches of matrices; c is contiguous.
+void run_gemm(const char* op, const Tensor& c, Operand a, Operand b, const OptionalTensor& bias = {},
+              Activation activation = {}) {
+  const int64_t batch = a.x.dim() == 3 ? a.x.size(0) : 1, m = a.size(-2), k = a.size(-1), n = b.size(-1);
+  launch(op, c, [&](const auto& kernels, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    kernels.gemm(mutable_data<T>(c), n, m * n, view<T>(a), view<T>(b), batch, m, n, k,
+    kernels.gemm(mutable_data<T>(c), n, m * n, a.view<T>(), b.view<T>(), batch, m, n, k,
                  Epilogue<T>{data<T>(bias), activation}, ctx);
   });
 }
@@ -74,89 +81,72 @@ Tensor as_batch(const Tensor& x, at::IntArrayRef batch) {
 
 Tensor matmul(const Tensor& a_, const Tensor& b_) {
   const MatmulShape s = matmul_shape("matmul", a_, b_);
-  const Tensor y = at::empty_symint(s.output(a_.dim() > 1, b_.dim() > 1), a_.options());
+  Tensor y = output(s.output(a_.dim() > 1, b_.dim() > 1), a_);
   if (y.is_meta()) return y;
   const Tensor b = b_.dim() == 1 ? b_.unsqueeze(1) : b_;
   if (b.dim() == 2 && (a_.dim() <= 2 || a_.is_contiguous())) {  // one b for all: the batch is more rows of a
-    run_gemm("matmul", y, as_rows(a_), b, {}, {});
+    run_gemm("matmul", y, {as_rows(a_)}, {b});
   } else {
     const Tensor a = a_.dim() == 1 ? a_.unsqueeze(0) : a_;
     const auto batch = C10_AS_INTARRAYREF_SLOW(s.batch);
-    run_gemm("matmul", y, as_batch(a, batch), as_batch(b, batch), {}, {});
+    run_gemm("matmul", y, {as_batch(a, batch)}, {as_batch(b, batch)});
   }
   return y;
 }
 
-struct MatmulFunction : torch::autograd::Function<MatmulFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({a, b});
-    return ops::matmul(a, b);
-  }
+class MatmulNode final : public Node {
+ public:
+  MatmulNode() : Node("MatmulBackward") {}
 
+ private:
   // With y = a b: da = dy b^T, db = a^T dy. 1-D operands are a row and a column; a b that many a share gets
   // its gradient from one product over all rows.
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor a = saved[0].dim() == 1 ? saved[0].unsqueeze(0) : saved[0];
-    const Tensor b = saved[1].dim() == 1 ? saved[1].unsqueeze(1) : saved[1];
-    Tensor dy = grads[0];
-    if (saved[1].dim() == 1) dy = dy.unsqueeze(-1);
-    if (saved[0].dim() == 1) dy = dy.unsqueeze(-2);
+  variable_list backward(const Tensor& dy_) override {
+    const Tensor a_ = saved(0), b_ = saved(1);
+    const Tensor a = a_.dim() == 1 ? a_.unsqueeze(0) : a_;
+    const Tensor b = b_.dim() == 1 ? b_.unsqueeze(1) : b_;
+    Tensor dy = dy_;
+    if (b_.dim() == 1) dy = dy.unsqueeze(-1);
+    if (a_.dim() == 1) dy = dy.unsqueeze(-2);
     Tensor da, db;
-    if (ctx->needs_input_grad(0)) {
-      da = at::sum_to(ops::matmul(dy, b.mT()), a.sym_sizes()).view_symint(saved[0].sym_sizes());
+    if (wanted(0)) {
+      da = at::sum_to(ops::matmul(dy, b.mT()), a.sym_sizes()).view_symint(a_.sym_sizes());
     }
-    if (ctx->needs_input_grad(1)) {
+    if (wanted(1)) {
       db = b.dim() == 2 && a.dim() > 2 ? ops::matmul(as_rows(a).t(), as_rows(dy))
                                        : at::sum_to(ops::matmul(a.mT(), dy), b.sym_sizes());
-      db = db.view_symint(saved[1].sym_sizes());
+      db = db.view_symint(b_.sym_sizes());
     }
     return {da, db};
   }
 };
 
 Tensor matmul_autograd(const Tensor& a, const Tensor& b) {
-  if (needs_graph(a) || needs_graph(b)) return MatmulFunction::apply(a, b);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return ops::matmul(a, b);
-}
-
-// ---- column_sum
-// -----------------------------------------------------------------------------------------------
-
-Tensor column_sum(const Tensor& x_) {
-  check_dtype("column_sum", x_);
-  TORCH_CHECK(x_.dim() == 2, "minidl::column_sum: expected a matrix, but got shape ", x_.sym_sizes());
-  const Tensor y = at::empty_symint({x_.sym_size(1)}, x_.options());
-  if (y.is_meta()) return y;
-  const Tensor x = x_.contiguous();
-  launch("column_sum", x, [&](const auto& k, auto zero, const Context& ctx) {
-    using T = decltype(zero);
-    k.column_sum(mutable_data<T>(y), data<T>(x), x.size(0), x.size(1), ctx);
-  });
+  Tensor y = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return ops::matmul(a, b);
+  }();
+  if (!needs_graph(a) && !needs_graph(b)) return y;
+  const auto node = make_node<MatmulNode>();
+  link(y, node, a, b);
+  node->save_input(a);
+  node->save_input(b);
   return y;
 }
 
-Tensor call_column_sum(const Tensor& x) {
-  static const auto op = find_op<decltype(column_sum)>("minidl::column_sum");
-  return op.call(x);
-}
-
-// ---- linear
-// ---------------------------------------------------------------------------------------------------
+// ---- linear ---------------------------------------------------------------------------------------
 
 // Only activations without parameters: linear has no arguments for them.
-Activation fused_activation(std::string_view name) {
-  const Activation f = parse_activation("linear", name);
+Activation fused_activation(const char* op, std::string_view name) {
+  const Activation f = parse_activation(op, name);
   TORCH_CHECK_VALUE(f.kind != ActivationKind::leaky_relu && f.kind != ActivationKind::softplus,
-                    "minidl::linear: activation '", std::string(name),
+                    "minidl::", op, ": activation '", std::string(name),
                     "' has parameters and is not fused; apply it to the result");
   return f;
 }
 
 Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::string_view activation_name) {
-  const Activation activation = fused_activation(activation_name);
+  const Activation activation = fused_activation("linear", activation_name);
   check_dtype("linear", x);
   check_same_dtype("linear", "input", x, "weight", w);
   TORCH_CHECK(w.dim() == 2, "minidl::linear: expected weight of shape (out_features, in_features), but got ",
@@ -171,58 +161,110 @@ Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::s
   }
   SymShape shape(x.sym_sizes().begin(), x.sym_sizes().end());
   shape.back() = w.sym_size(0);
-  const Tensor y = at::empty_symint(shape, x.options());
+  Tensor y = output(shape, x);
   if (y.is_meta()) return y;
   const OptionalTensor b = b_.has_value() ? OptionalTensor(b_->contiguous()) : b_;
-  run_gemm("linear", y, as_rows(x), w.t(), b, activation);
+  run_gemm("linear", y, {as_rows(x)}, {w, /*transposed=*/true}, b, activation);
   return y;
 }
 
-struct LinearFunction : torch::autograd::Function<LinearFunction> {
-  // Saves x, w, y if the activation's derivative needs it, and b only to remember that there is one.
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const OptionalTensor& b,
-                        std::string_view activation) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor y = ops::linear(x, w, b, activation);
-    variable_list saved = {x, w, activation == "none" ? Tensor() : y};
-    if (b.has_value()) saved.push_back(*b);
-    ctx->save_for_backward(std::move(saved));
-    if (activation != "none") ctx->saved_data["activation"] = std::string(activation);
-    return y;
+// What linear's gradients are computed from, and which of dx, dw and db are wanted.
+using Wanted = std::array<bool, 3>;
+
+// dz = dy * f'(z); dx = dz w, dw = dz^T x, db = column sums of dz. A gradient that is not wanted is left
+// empty, of shape (0). y: the output, where there is an activation.
+std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& dy_, const Tensor& x_, const Tensor& w,
+                                                   const OptionalTensor& y_, std::string_view activation_name,
+                                                   Wanted wanted) {
+  const char* op = "linear_backward";
+  const Activation activation = fused_activation(op, activation_name);
+  const bool activated = activation.kind != ActivationKind::none;
+  check_dtype(op, dy_);
+  check_same_dtype(op, "dy", dy_, "input", x_);
+  check_same_dtype(op, "dy", dy_, "weight", w);
+  TORCH_CHECK(w.dim() == 2 && x_.dim() >= 1 && dy_.dim() == x_.dim() &&
+                  dy_.sym_sizes().slice(0, dy_.dim() - 1) == x_.sym_sizes().slice(0, x_.dim() - 1) &&
+                  dy_.sym_sizes().back() == w.sym_size(0) && x_.sym_sizes().back() == w.sym_size(1),
+              "minidl::", op, ": dy of shape ", dy_.sym_sizes(), " does not fit input ", x_.sym_sizes(),
+              " and weight ", w.sym_sizes());
+  TORCH_CHECK(y_.has_value() == activated && (!activated || saves_output(activation.kind)), "minidl::", op,
+              ": an output is needed for the activations relu, sigmoid and tanh, and for no other");
+  if (activated) {
+    check_same_dtype(op, "dy", dy_, "output", *y_);
+    check_same_shape(op, "dy", dy_, "output", *y_);
+  }
+  const auto if_wanted = [&](bool is_wanted, c10::SymIntArrayRef shape) {
+    return output(is_wanted ? shape : c10::SymIntArrayRef({0}), dy_);
+  };
+  Tensor dx = if_wanted(wanted[0], x_.sym_sizes()), dw = if_wanted(wanted[1], w.sym_sizes());
+  Tensor db = if_wanted(wanted[2], {w.sym_size(0)});
+  if (dx.is_meta()) return {dx, dw, db};
+
+  const Tensor x = as_rows(x_);
+  Tensor dz = as_rows(dy_);
+  if (activated || wanted[2]) {
+    const Tensor dy = dz.contiguous(), y = activated ? y_->contiguous() : Tensor();
+    dz = activated ? output(dy.sym_sizes(), dy) : dy;
+    launch(op, dy, [&](const auto& k, auto zero, const Context& ctx) {
+      using T = decltype(zero);
+      k.epilogue_backward(activated ? mutable_data<T>(dz) : nullptr,
+                          wanted[2] ? mutable_data<T>(db) : nullptr, data<T>(dy),
+                          activated ? data<T>(y) : nullptr, dy.size(0), dy.size(1), activation, ctx);
+    });
+  }
+  if (wanted[0]) run_gemm(op, dx, {dz}, {w});
+  if (wanted[1]) run_gemm(op, dw, {dz, /*transposed=*/true}, {x});
+  return {dx, dw, db};
+}
+
+class LinearNode final : public Node {
+ public:
+  LinearNode(std::string_view activation, bool has_bias)
+      : Node("LinearBackward"), activation_(activation), has_bias_(has_bias) {}
+
+ private:
+  variable_list backward(const Tensor& dy) override {
+    const Tensor x = saved(0), w = saved(1);
+    const OptionalTensor y = saved_optional(2);
+    const Wanted want = {wanted(0), wanted(1), has_bias_ && wanted(2)};
+    if (at::GradMode::is_enabled()) return differentiable_backward(dy, x, w, y, want);
+    static const auto op = find_op<decltype(linear_backward)>("minidl::linear_backward");
+    auto [dx, dw, db] = op.call(dy, x, w, y, activation_, want);
+    return {want[0] ? dx : Tensor(), want[1] ? dw : Tensor(), want[2] ? db : Tensor()};
   }
 
-  // dz = dy * f'(z); dx = dz w, dw = dz^T x, db = column sums of dz: each only if it is wanted.
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &w = saved[1], &y = saved[2];
-    const bool has_bias = saved.size() == 4;  // without one, needs_input_grad has no third input to ask about
-    const bool differentiable = at::GradMode::is_enabled();
-    Tensor dz = grads[0];
-    if (y.defined()) {
-      const std::string name = ctx->saved_data["activation"].toStringRef();
-      dz = differentiable ? differentiable_activation_backward(dz, y, parse_activation("linear", name))
-                          : ops::activation_backward(dz, y, name, 0, 0);
-    }
-    const Tensor dz_rows = as_rows(dz);
-    Tensor dx, dw, db;
-    if (ctx->needs_input_grad(0)) dx = ops::matmul(dz, w);
-    if (ctx->needs_input_grad(1)) dw = ops::matmul(dz_rows.t(), as_rows(x));
-    if (has_bias && ctx->needs_input_grad(2)) db = differentiable ? dz_rows.sum(0) : call_column_sum(dz_rows);
-    return {dx, dw, db, {}};
+  variable_list differentiable_backward(const Tensor& dy, const Tensor& x, const Tensor& w,
+                                        const OptionalTensor& y, Wanted want) const {
+    const Activation f = fused_activation("linear", activation_);
+    const Tensor dz = y.has_value() ? differentiable_activation_backward(dy, *y, f) : dy;
+    const Tensor rows = as_rows(dz);
+    return {want[0] ? ops::matmul(dz, w) : Tensor(), want[1] ? ops::matmul(rows.t(), as_rows(x)) : Tensor(),
+            want[2] ? rows.sum(0) : Tensor()};
   }
+
+  std::string activation_;
+  bool has_bias_;
 };
 
 Tensor linear_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& b,
                        std::string_view activation) {
-  if (needs_graph(x) || needs_graph(w) || needs_graph(b)) {
-    // Where the derivative needs the input z of the activation, z must exist: two nodes instead of one.
-    if (activation == "none" || saves_output(fused_activation(activation).kind)) {
-      return LinearFunction::apply(x, w, b, activation);
-    }
-    return ops::activation(LinearFunction::apply(x, w, b, std::string_view("none")), activation, 0, 0);
+  const bool graph = needs_graph(x) || needs_graph(w) || needs_graph(b);
+  const bool activated = activation != "none";
+  // Where the derivative needs the input z of the activation, z must exist: two nodes instead of one.
+  if (graph && activated && !saves_output(fused_activation("linear", activation).kind)) {
+    return ops::activation(linear_autograd(x, w, b, "none"), activation, 0, 0);
   }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return ops::linear(x, w, b, activation);
+  Tensor y = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return ops::linear(x, w, b, activation);
+  }();
+  if (!graph) return y;
+  const auto node = make_node<LinearNode>(activation, b.has_value());
+  link(y, node, x, w, b);
+  node->save_input(x);
+  node->save_input(w);
+  activated ? node->save_output(y) : node->save_input(Tensor());
+  return y;
 }
 
 }  // namespace
@@ -241,7 +283,11 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "matmul", "(Tensor a, Tensor b) -> Tensor", matmul, matmul_autograd);
   define_op(m, "linear", "(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor",
             linear, linear_autograd);
-  define_backward_op(m, "column_sum", "(Tensor x) -> Tensor", column_sum);
+  define_backward_op(
+      m, "linear_backward",
+      "(Tensor dy, Tensor input, Tensor weight, Tensor? output, str activation, bool[3] wanted) "
+      "-> (Tensor dx, Tensor dw, Tensor db)",
+      linear_backward);
 }
 
 }  // namespace minidl

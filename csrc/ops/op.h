@@ -3,10 +3,12 @@
 //   CPU, CUDA
 //                  and Meta, so that fake tensors see the same checks and shapes as real ones.
 //   foo_backward   likewise. It is an operator of its own, so that torch.compile can trace it.
-//   FooFunction    saves, and calls foo_backward. Under create_graph it computes the same formula from
-//                  differentiable operators instead, which makes derivatives of every order right.
-//   foo_autograd   what the Autograd key calls: FooFunction if a graph is wanted, else straight on.
+//   FooNode        the node of the graph: saves, and calls foo_backward. Under create_graph it computes the
+//                  same formula from differentiable operators instead, which makes derivatives of every
+//                  order right.
+//   foo_autograd   what the Autograd key calls: straight on, and if a graph is wanted, a FooNode on top.
 #pragma once
+#include <ATen/EmptyTensor.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -15,20 +17,16 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "allocator.h"
 #include "checks.h"
 #include "dispatch.h"
+#include "ops/node.h"
 #include "ops/ops.h"
 
 namespace minidl {
 namespace {
-
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
 
 template <class Signature>
 auto find_op(const char* name) {
@@ -57,10 +55,19 @@ void define_backward_op(torch::Library& m, const char* name, const std::string& 
          torch::dispatch(c10::DispatchKey::Autograd, torch::autograd::autogradNotImplementedFallback()));
 }
 
-inline bool needs_graph(const Tensor& x) {
-  return x.defined() && ((at::GradMode::is_enabled() && x.requires_grad()) || x._fw_grad(0).defined());
+// Uninitialised outputs, in memory from the output allocator where the device is the CPU. Not through
+// at::empty: that is an operator too, and its dispatch takes as long as a small kernel.
+inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like) {
+  if (!like.is_cpu()) return at::empty_symint(shape, like.options());
+  return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(shape), output_allocator(),
+                                   c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(), {});
 }
-inline bool needs_graph(const OptionalTensor& x) { return x.has_value() && needs_graph(*x); }
+// With the memory order of x, which must be dense.
+inline Tensor output_like(const Tensor& x) {
+  if (!x.is_cpu()) return at::empty_like(x);
+  return at::detail::empty_strided_generic(x.sizes(), x.strides(), output_allocator(),
+                                           c10::DispatchKeySet(c10::DispatchKey::CPU), x.scalar_type());
+}
 
 // x itself where its elements lie in one block in some order, else a contiguous copy: what a flat loop can
 // walk.

@@ -7,14 +7,13 @@
 namespace minidl {
 namespace {
 
-// ---- softmax, log_softmax
-// -------------------------------------------------------------------------------------
+// ---- softmax, log_softmax -----------------------------------------------------------------------
 
 Tensor softmax(const Tensor& x_, int64_t dim_, bool log) {
   check_dtype("softmax", x_);
   const int64_t dim = at::maybe_wrap_dim(dim_, x_.dim());
   const Tensor x = x_.contiguous();
-  Tensor y = at::empty_like(x);
+  Tensor y = output_like(x);
   if (y.is_meta()) return y;
   launch("softmax", x, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -29,7 +28,7 @@ Tensor softmax_backward(const Tensor& dy_, const Tensor& y_, int64_t dim_, bool 
   check_same_shape("softmax_backward", "dy", dy_, "output", y_);
   const int64_t dim = at::maybe_wrap_dim(dim_, y_.dim());
   const Tensor dy = dy_.contiguous(), y = y_.contiguous();
-  Tensor dx = at::empty_like(y);
+  Tensor dx = output_like(y);
   if (dx.is_meta()) return dx;
   launch("softmax_backward", y, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -38,37 +37,38 @@ Tensor softmax_backward(const Tensor& dy_, const Tensor& y_, int64_t dim_, bool 
   return dx;
 }
 
-struct SoftmaxFunction : torch::autograd::Function<SoftmaxFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t dim, bool log) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor y = ops::softmax(x, dim, log);
-    ctx->save_for_backward({y});
-    ctx->saved_data["dim"] = dim;
-    ctx->saved_data["log"] = log;
-    return y;
-  }
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Tensor& dy = grads[0];
-    const Tensor y = ctx->get_saved_variables()[0];
-    const int64_t dim = ctx->saved_data["dim"].toInt();
-    const bool log = ctx->saved_data["log"].toBool();
+class SoftmaxNode final : public Node {
+ public:
+  SoftmaxNode(int64_t dim, bool log)
+      : Node(log ? "LogSoftmaxBackward" : "SoftmaxBackward"), dim_(dim), log_(log) {}
+
+ private:
+  variable_list backward(const Tensor& dy) override {
+    const Tensor y = saved(0);
     if (at::GradMode::is_enabled()) {
-      if (log) return {dy - y.exp() * dy.sum(dim, /*keepdim=*/true), {}, {}};
-      return {y * (dy - (dy * y).sum(dim, /*keepdim=*/true)), {}, {}};
+      if (log_) return {dy - y.exp() * dy.sum(dim_, /*keepdim=*/true)};
+      return {y * (dy - (dy * y).sum(dim_, /*keepdim=*/true))};
     }
     static const auto op = find_op<decltype(softmax_backward)>("minidl::softmax_backward");
-    return {op.call(dy, y, dim, log), {}, {}};
+    return {op.call(dy, y, dim_, log_)};
   }
+  int64_t dim_;
+  bool log_;
 };
 
 Tensor softmax_autograd(const Tensor& x, int64_t dim, bool log) {
-  if (needs_graph(x)) return SoftmaxFunction::apply(x, dim, log);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return ops::softmax(x, dim, log);
+  Tensor y = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return ops::softmax(x, dim, log);
+  }();
+  if (!needs_graph(x)) return y;
+  const auto node = make_node<SoftmaxNode>(dim, log);
+  link(y, node, x);
+  node->save_output(y);
+  return y;
 }
 
-// ---- cross_entropy
-// --------------------------------------------------------------------------------------------
+// ---- cross_entropy ------------------------------------------------------------------------------
 
 // loss; stats, shape (2, rows), and total_weight, which only the backward pass wants.
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& x, const Tensor& target,
@@ -76,10 +76,10 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& x, const 
                                                          int64_t ignore_index, double label_smoothing) {
   const Classification c =
       classification("cross_entropy", x, target, weight, reduction, ignore_index, true, label_smoothing);
-  const Tensor loss = empty_loss(c), total_weight = at::empty({}, c.x.options());
+  const Tensor loss = empty_loss(c), total_weight = output({}, c.x);
   c10::SymInt rows = 1;
   for (const c10::SymInt& size : c.row_shape()) rows = rows * size;
-  const Tensor stats = at::empty_symint({2, rows}, c.x.options());
+  const Tensor stats = output({2, rows}, c.x);
   if (loss.is_meta()) return {loss, stats, total_weight};
   launch_classification("cross_entropy", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -100,7 +100,7 @@ Tensor cross_entropy_backward(const Tensor& dy_, const Tensor& x, const Tensor& 
   TORCH_CHECK(stats_.sym_numel() * x.sym_size(class_dim(x)) == 2 * x.sym_numel(), "minidl::", name,
               ": stats of shape ", stats_.sym_sizes(), " does not fit input ", x.sym_sizes());
   const Tensor dy = dy_.contiguous(), stats = stats_.contiguous();
-  const Tensor dx = at::empty_like(c.x);
+  const Tensor dx = output_like(c.x);
   if (dx.is_meta()) return dx;
   launch_classification(name, c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -116,46 +116,30 @@ auto call_cross_entropy(const Tensor& x, const Tensor& target, const OptionalTen
   return op.call(x, target, weight, reduction, ignore_index, label_smoothing);
 }
 
-struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
-                               const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
-                               double label_smoothing) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [loss, stats, total_weight] =
-        call_cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing);
-    ctx->save_for_backward({x, target, stats, total_weight, weight.value_or(Tensor())});
-    ctx->mark_non_differentiable({stats, total_weight});
-    ctx->set_materialize_grads(false);
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    ctx->saved_data["label_smoothing"] = label_smoothing;
-    return {loss, stats, total_weight};
-  }
+class CrossEntropyNode final : public Node {
+ public:
+  CrossEntropyNode(int64_t reduction, int64_t ignore_index, double label_smoothing)
+      : Node("CrossEntropyBackward"),
+        reduction_(reduction),
+        ignore_index_(ignore_index),
+        label_smoothing_(label_smoothing) {}
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return variable_list(6);
-    const variable_list saved = ctx->get_saved_variables();
-    const auto& [x, target, stats, total_weight] = std::tie(saved[0], saved[1], saved[2], saved[3]);
-    const OptionalTensor weight = saved[4].defined() ? OptionalTensor(saved[4]) : std::nullopt;
-    const int64_t reduction = ctx->saved_data["reduction"].toInt();
-    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
-    const double label_smoothing = ctx->saved_data["label_smoothing"].toDouble();
+ private:
+  variable_list backward(const Tensor& dy) override {
+    const Tensor x = saved(0), target = saved(1), stats = saved(2), total_weight = saved(3);
+    const OptionalTensor weight = saved_optional(4);
     if (at::GradMode::is_enabled()) {
-      const Classification c =
-          classification("cross_entropy", x, target, weight, reduction, ignore_index, true, label_smoothing);
-      const auto [q, dy] = differentiable_target(c, grads[0], total_weight);
+      const Classification c = classification("cross_entropy", x, target, weight, reduction_, ignore_index_,
+                                              true, label_smoothing_);
+      const auto [q, row_dy] = differentiable_target(c, dy, total_weight);
       const int64_t dim = class_dim(x);
-      return {dy * (ops::softmax(x, dim, false) * q.sum(dim, /*keepdim=*/true) - q), {}, {}, {}, {}, {}};
+      return {row_dy * (ops::softmax(x, dim, false) * q.sum(dim, /*keepdim=*/true) - q)};
     }
     static const auto op = find_op<decltype(cross_entropy_backward)>("minidl::cross_entropy_backward");
-    return {
-        op.call(grads[0], x, target, stats, total_weight, weight, reduction, ignore_index, label_smoothing),
-        {},
-        {},
-        {},
-        {},
-        {}};
+    return {op.call(dy, x, target, stats, total_weight, weight, reduction_, ignore_index_, label_smoothing_)};
   }
+  int64_t reduction_, ignore_index_;
+  double label_smoothing_;
 };
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy_autograd(const Tensor& x, const Tensor& target,
@@ -163,13 +147,17 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_autograd(const Tensor& x, const
                                                           int64_t ignore_index, double label_smoothing) {
   check_constant("cross_entropy_forward", "target", target);
   check_constant("cross_entropy_forward", "weight", weight);
-  if (needs_graph(x)) {
-    const variable_list out =
-        CrossEntropyFunction::apply(x, target, weight, reduction, ignore_index, label_smoothing);
-    return {out[0], out[1], out[2]};
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing);
+  auto result = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_cross_entropy(x, target, weight, reduction, ignore_index, label_smoothing);
+  }();
+  if (!needs_graph(x)) return result;
+  const auto& [loss, stats, total_weight] = result;
+  const auto node = make_node<CrossEntropyNode>(reduction, ignore_index, label_smoothing);
+  link(loss, node, x);
+  for (const Tensor& input : {x, target, stats, total_weight}) node->save_input(input);
+  node->save_input(weight);
+  return result;
 }
 
 // With gradients for the probabilities and the weights too.
@@ -180,14 +168,13 @@ Tensor differentiable_cross_entropy(const Classification& c) {
   return c.reduction == Reduction::mean ? rows.mean() : rows.sum();
 }
 
-// ---- nll_loss
-// -------------------------------------------------------------------------------------------------
+// ---- nll_loss -----------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> nll_loss_forward(const Tensor& x, const Tensor& target,
                                             const OptionalTensor& weight, int64_t reduction,
                                             int64_t ignore_index) {
   const Classification c = classification("nll_loss", x, target, weight, reduction, ignore_index);
-  const Tensor loss = empty_loss(c), total_weight = at::empty({}, c.x.options());
+  const Tensor loss = empty_loss(c), total_weight = output({}, c.x);
   if (loss.is_meta()) return {loss, total_weight};
   launch_classification("nll_loss", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -202,7 +189,7 @@ Tensor nll_loss_backward(const Tensor& dy_, const Tensor& x, const Tensor& targe
   const Classification c = classification("nll_loss_backward", x, target, weight, reduction, ignore_index);
   check_dy("nll_loss_backward", c, dy_, total_weight);
   const Tensor dy = dy_.contiguous();
-  const Tensor dx = at::empty_like(c.x);
+  const Tensor dx = output_like(c.x);
   if (dx.is_meta()) return dx;
   launch_classification("nll_loss_backward", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
@@ -218,52 +205,46 @@ auto call_nll_loss(const Tensor& x, const Tensor& target, const OptionalTensor& 
   return op.call(x, target, weight, reduction, ignore_index);
 }
 
-struct NllLossFunction : torch::autograd::Function<NllLossFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& target,
-                               const OptionalTensor& weight, int64_t reduction, int64_t ignore_index) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [loss, total_weight] = call_nll_loss(x, target, weight, reduction, ignore_index);
-    ctx->save_for_backward({x, target, total_weight, weight.value_or(Tensor())});
-    ctx->mark_non_differentiable({total_weight});
-    ctx->set_materialize_grads(false);
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    return {loss, total_weight};
-  }
+class NllLossNode final : public Node {
+ public:
+  NllLossNode(int64_t reduction, int64_t ignore_index)
+      : Node("NllLossBackward"), reduction_(reduction), ignore_index_(ignore_index) {}
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return variable_list(5);
-    const variable_list saved = ctx->get_saved_variables();
-    const auto& [x, target, total_weight] = std::tie(saved[0], saved[1], saved[2]);
-    const OptionalTensor weight = saved[3].defined() ? OptionalTensor(saved[3]) : std::nullopt;
-    const int64_t reduction = ctx->saved_data["reduction"].toInt();
-    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
+ private:
+  variable_list backward(const Tensor& dy) override {
+    const Tensor x = saved(0), target = saved(1), total_weight = saved(2);
+    const OptionalTensor weight = saved_optional(3);
     if (at::GradMode::is_enabled()) {
-      const Classification c = classification("nll_loss", x, target, weight, reduction, ignore_index);
-      const auto [q, dy] = differentiable_target(c, grads[0], total_weight);
-      return {-dy * q, {}, {}, {}, {}};
+      const Classification c = classification("nll_loss", x, target, weight, reduction_, ignore_index_);
+      const auto [q, row_dy] = differentiable_target(c, dy, total_weight);
+      return {-row_dy * q};
     }
     static const auto op = find_op<decltype(nll_loss_backward)>("minidl::nll_loss_backward");
-    return {op.call(grads[0], x, target, total_weight, weight, reduction, ignore_index), {}, {}, {}, {}};
+    return {op.call(dy, x, target, total_weight, weight, reduction_, ignore_index_)};
   }
+  int64_t reduction_, ignore_index_;
 };
 
 std::tuple<Tensor, Tensor> nll_loss_autograd(const Tensor& x, const Tensor& target,
                                              const OptionalTensor& weight, int64_t reduction,
                                              int64_t ignore_index) {
   check_constant("nll_loss_forward", "weight", weight);
-  if (needs_graph(x)) {
-    const variable_list out = NllLossFunction::apply(x, target, weight, reduction, ignore_index);
-    return {out[0], out[1]};
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_nll_loss(x, target, weight, reduction, ignore_index);
+  auto result = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_nll_loss(x, target, weight, reduction, ignore_index);
+  }();
+  if (!needs_graph(x)) return result;
+  const auto& [loss, total_weight] = result;
+  const auto node = make_node<NllLossNode>(reduction, ignore_index);
+  link(loss, node, x);
+  for (const Tensor& input : {x, target, total_weight}) node->save_input(input);
+  node->save_input(weight);
+  return result;
 }
 
 }  // namespace
 
-// ---- the operators
-// --------------------------------------------------------------------------------------------
+// ---- the operators ------------------------------------------------------------------------------
 
 Tensor ops::softmax(const Tensor& x, int64_t dim, bool log) {
   static const auto op = find_op<decltype(ops::softmax)>("minidl::softmax");

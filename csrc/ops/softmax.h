@@ -105,8 +105,7 @@ inline Classification classification(const char* op, const Tensor& x, const Tens
 }
 
 inline Tensor empty_loss(const Classification& c) {
-  return c.reduction == Reduction::none ? at::empty_symint(c.row_shape(), c.x.options())
-                                        : at::empty({}, c.x.options());
+  return c.reduction == Reduction::none ? output(c.row_shape(), c.x) : output({}, c.x);
 }
 
 inline void check_dy(const char* op, const Classification& c, const Tensor& dy, const Tensor& total_weight) {
