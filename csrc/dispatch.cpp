@@ -1,6 +1,7 @@
 #include "dispatch.h"
 
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -91,7 +92,14 @@ const Kernels& kernels_for(const at::Tensor& x, const char* op) {
 }
 
 Context context_for(const at::Tensor&) {
-  return {.threads = at::get_num_threads(), .workspace = thread_workspace};
+  static const int64_t l2_bytes = [] {
+    long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes > 0 ? bytes : Context().l2_bytes;
+  }();
+  return {.threads = at::get_num_threads(), .l2_bytes = l2_bytes, .workspace = thread_workspace};
 }
 
 }  // namespace minidl

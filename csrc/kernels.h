@@ -21,8 +21,9 @@ namespace minidl {
 
 // How a kernel reaches what it may not own: the stream it is ordered on and scratch memory.
 struct Context {
-  void* stream = nullptr;  // cudaStream_t; unused on the CPU
-  int threads = 1;         // upper bound on parallelism; must not change any result
+  void* stream = nullptr;      // cudaStream_t; unused on the CPU
+  int threads = 1;             // upper bound on parallelism; must not change any result
+  int64_t l2_bytes = 1 << 20;  // of a core's second-level cache; may change no result either
   // Uninitialised scratch of at least `bytes`, 64-byte aligned, on the backend's device, valid until the
   // kernel returns. At most one call per kernel, from the launching thread.
   void* (*workspace)(size_t bytes) = nullptr;

@@ -3,6 +3,7 @@
 #include "parallel.h"
 
 #include <ATen/Parallel.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <memory>
@@ -42,9 +43,15 @@ void* thread_workspace(size_t bytes) {
   };
   thread_local std::unique_ptr<void, Free> memory;
   thread_local size_t capacity = 0;
+  constexpr size_t huge_page = 2 << 20;
   if (bytes > capacity) {
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;  // aligned_alloc wants a multiple of the alignment
-    memory.reset(std::aligned_alloc(64, rounded));
+    // Packed panels are read at every 4 KB page of them, so a large workspace is laid on huge pages.
+    const size_t alignment = bytes < huge_page ? 64 : huge_page;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;  // as aligned_alloc wants it
+    memory.reset(std::aligned_alloc(alignment, rounded));
+#ifdef MADV_HUGEPAGE
+    if (memory && alignment == huge_page) madvise(memory.get(), rounded, MADV_HUGEPAGE);  // a hint: may fail
+#endif
     capacity = memory ? rounded : 0;
     if (!memory) throw std::bad_alloc();
   }

@@ -44,8 +44,11 @@ void microkernel(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* 
                  int64_t ldc, int last, bool accumulate, const T* bias) {
   static_assert(rows * vectors <= 28, "accumulators, B and A must fit 32 registers");
   constexpr int w = Vec<T>::width;
-  // C is needed in kc steps, B in a few: neither should then be waited for.
-  unroll<rows>([&](auto i) { unroll<vectors>([&](auto j) { __builtin_prefetch(c + i * ldc + j * w, 1); }); });
+  // C is read in kc steps, B in a few: neither should then be waited for.
+  if (accumulate) {
+    unroll<rows>(
+        [&](auto i) { unroll<vectors>([&](auto j) { __builtin_prefetch(c + i * ldc + j * w, 1); }); });
+  }
   constexpr int64_t ahead = 4;
 
   Vec<T> acc[rows][vectors];
@@ -98,46 +101,97 @@ struct MicrokernelTable {
 template <class T>
 constexpr MicrokernelTable<T> microkernels{};
 
-// A kc x cols block of B -> dst[kc][padded], padded = cols rounded up to whole vectors, the padding zero.
+// Rows [0, m) cut into tiles of at most `most` rows, as even as can be: no thin one is left at the end.
+struct Tiles {
+  int64_t m, count;
+  Tiles(int64_t m_, int64_t most) : m(m_), count(ceil_div(m_, most)) {}
+  int64_t begin(int64_t t) const { return m * t / count; }
+};
+
+// A block of A as the macrokernel reads it: in place, or packed tile by tile, each kc runs of its rows.
 template <class T>
-void pack_panel(T* dst, const T* b, int64_t row_stride, int64_t col_stride, int64_t kc, int64_t cols) {
-  constexpr int64_t w = Vec<T>::width;
-  const int64_t padded = round_up(cols, w);
-  if (col_stride == 1) {
+struct BlockA {
+  const T* data;
+  int64_t row_stride, col_stride;
+  bool packed;
+};
+
+// Panels of B: from a row, and from a panel, to the next.
+template <class T>
+struct PanelsB {
+  const T* data;
+  int64_t row_stride, panel_stride;
+  bool packed;
+};
+
+constexpr int64_t prefetch_rows =
+    8;  // how far packing looks ahead, where rows lie too far apart for hardware to guess
+
+// m x kc of an A whose columns are contiguous -> tiles, as BlockA says.
+template <class T>
+void pack_a(T* dst, const T* a, int64_t col_stride, int64_t m, int64_t kc) {
+  constexpr int64_t together = 16;  // tiles: their runs of a column share cache lines
+  const Tiles tiles(m, max_rows[max_vectors]);
+  for (int64_t t0 = 0; t0 < tiles.count; t0 += together) {
+    const int64_t group = min_of(together, tiles.count - t0);
+    int64_t begin[together + 1];
+    for (int64_t t = 0; t <= group; ++t) begin[t] = tiles.begin(t0 + t);
     for (int64_t p = 0; p < kc; ++p) {
-      for_lanes<T>(0, cols, [&](int64_t j, int64_t lanes, auto tag) {
-        load_lanes(b + p * row_stride + j, lanes, tag).store(dst + p * padded + j);
-      });
+      __builtin_prefetch(a + (p + prefetch_rows) * col_stride + begin[0]);
+      for (int64_t t = 0; t < group; ++t) {
+        const int rows = static_cast<int>(begin[t + 1] - begin[t]);
+        T* out = dst + begin[t] * kc + p * rows;
+        if constexpr (max_rows[max_vectors] <= Vec<T>::width) {
+          Vec<T>::load(a + p * col_stride + begin[t], rows).store(out, rows);
+        } else {
+          for (int i = 0; i < rows; ++i) out[i] = a[p * col_stride + begin[t] + i];
+        }
+      }
+    }
+  }
+}
+
+// kc x cols of B -> panels one after another, each kc rows of its width rounded up to whole vectors, the
+// padding zero. Only the last panel may be narrower than panel_width.
+template <class T>
+void pack_b(T* dst, const T* b, int64_t row_stride, int64_t col_stride, int64_t kc, int64_t cols) {
+  constexpr int64_t w = Vec<T>::width, line = 64 / sizeof(T);
+  const auto width = [&](int64_t panel) { return min_of(panel_width<T>, cols - panel); };
+  if (col_stride == 1) {  // row by row across all panels: long runs
+    for (int64_t p = 0; p < kc; ++p) {
+      const T* row = b + p * row_stride;
+      for (int64_t j = 0; j < cols; j += line) __builtin_prefetch(row + prefetch_rows * row_stride + j);
+      for (int64_t panel = 0; panel < cols; panel += panel_width<T>) {
+        T* out = dst + panel * kc + p * round_up(width(panel), w);
+        for_lanes<T>(0, width(panel), [&](int64_t j, int64_t lanes, auto tag) {
+          load_lanes(row + panel + j, lanes, tag).store(out + j);
+        });
+      }
     }
   } else if (row_stride == 1) {  // torch's (out, in) weights: transposed in registers, a square at a time
     for (int64_t j = 0; j < cols; j += w) {
-      const int64_t columns = min_of(w, cols - j);
+      const int64_t columns = min_of(w, cols - j), panel = j / panel_width<T> * panel_width<T>;
+      const int64_t padded = round_up(width(panel), w);
+      T* out = dst + panel * kc + j - panel;
       for_lanes<T>(0, kc, [&](int64_t p, int64_t lanes, auto tag) {
         Vec<T> square[w];
         for (int64_t i = 0; i < columns; ++i) {
           square[i] = load_lanes(b + (j + i) * col_stride + p, lanes, tag);
         }
         transpose(square);
-        for (int64_t i = 0; i < lanes; ++i) square[i].store(dst + (p + i) * padded + j);
+        for (int64_t i = 0; i < lanes; ++i) square[i].store(out + (p + i) * padded);
       });
     }
   } else {
-    for (int64_t p = 0; p < kc; ++p) {
-      for (int64_t j = 0; j < padded; ++j) {
-        dst[p * padded + j] = j < cols ? b[p * row_stride + j * col_stride] : T(0);
+    for (int64_t panel = 0; panel < cols; panel += panel_width<T>) {
+      const int64_t padded = round_up(width(panel), w);
+      for (int64_t p = 0; p < kc; ++p) {
+        for (int64_t j = 0; j < padded; ++j) {
+          const bool inside = j < width(panel);
+          dst[panel * kc + p * padded + j] = inside ? b[p * row_stride + (panel + j) * col_stride] : T(0);
+        }
       }
     }
-  }
-}
-
-// A dense copy of `outer` runs of `inner` contiguous elements: what A is read from when its own rows are so
-// far apart that they share cache sets or miss the TLB.
-template <class T>
-void pack_rows(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t outer, int64_t inner) {
-  for (int64_t i = 0; i < outer; ++i) {
-    for_lanes<T>(0, inner, [&](int64_t j, int64_t lanes, auto tag) {
-      store_lanes(load_lanes(src + i * src_stride + j, lanes, tag), dst + i * dst_stride + j, lanes, tag);
-    });
   }
 }
 

@@ -8,23 +8,27 @@
 namespace minidl::MINIDL_ISA {
 namespace {
 
-// Block sizes, in elements: an MC x KC block of A stays in L2 while the KC x NC of B that are packed at a
-// time pass under it, a panel after the other; a panel streams from L2 through L1 under every tile of the
-// block.
+// Block sizes, in elements. A kc x nc block of B fills half of L2 and stays there while all of A passes under
+// it, a tile of rows after the other; mc bounds the A that is packed at a time. kc is long because each pass
+// over k reads and writes C once more, and fixed, unlike nc, because it decides how sums are rounded.
 template <class T>
 struct Blocks {
-  static constexpr int64_t kc = 1536 / sizeof(T), mc = 96, nc = 16 * panel_width<T>;
-  static constexpr int64_t pad = 64 / sizeof(T);  // keeps packed rows off each other's cache sets
-  static constexpr int64_t a_size = (kc + pad) * (mc + pad), workspace = a_size + kc * nc;  // a thread
+  static constexpr int64_t kc = 2048 / sizeof(T), mc = 1024, a_size = kc * mc;
+  int64_t nc;
+  explicit Blocks(const Context& ctx)
+      : nc(max_of(1, ctx.l2_bytes / 2 / static_cast<int64_t>(sizeof(T)) / (kc * panel_width<T>)) *
+           panel_width<T>) {}
+  int64_t workspace() const { return a_size + kc * nc; }  // a thread
 };
 
 // Where one way of doing it begins to beat another. Measured; sizes in elements.
-constexpr double serial_flops = 1e6;      // about 10 us: below this, waking a thread costs more than it saves
-constexpr int64_t dot_rows = 8;           // up to so many rows of A, dot products beat packing a transposed B
-constexpr int64_t axpy_size = 1 << 15;    // from this size of B on, a single row of A takes axpy_gemm
-constexpr int64_t pack_b_rows = 96;       // from so many rows of A on, packing B pays even untransposed,
-constexpr int64_t pack_b_size = 1 << 16;  // unless it is small enough to sit in L2 anyway
-constexpr int64_t pack_a_columns = 192;   // from so many columns of B on, packing A pays,
+constexpr double serial_flops = 1e6;    // about 10 us: below this, waking a thread costs more than it saves
+constexpr int64_t dot_rows = 8;         // up to so many rows of A, dot products beat packing a transposed B
+constexpr int64_t axpy_size = 1 << 15;  // from this size of B on, a single row of A takes axpy_gemm
+constexpr int64_t pack_b_rows = 96;     // from so many rows of A on, packing B pays even untransposed;
+constexpr int64_t pack_b_rows_4k = 24;  // earlier, where B's rows are 4 KB apart and share their cache sets;
+constexpr int64_t pack_b_size = 1 << 16;  // unless B is small enough to sit in L2 anyway
+constexpr int64_t pack_a_columns = 192;   // from so many columns of B on, packing a transposed A pays,
 constexpr int64_t pack_a_size = 1 << 15;  // if it is larger than L1
 
 template <class T>
@@ -53,70 +57,83 @@ void activate(T* c, int64_t ldc, int64_t rows, int64_t cols, Activation activati
   });
 }
 
-// One panel of B under a block of A: all tiles of mc x cols of C.
+// All tiles of m x cols of C from (i0, j0) on.
 template <class T>
-void macrokernel(const Gemm<T>& g, int64_t i0, int64_t j0, int64_t mc, int64_t cols, int64_t kc, const T* a,
-                 int64_t a_row, int64_t a_col, const T* panel, int64_t panel_row, bool accumulate,
-                 bool finish) {
+void macrokernel(const Gemm<T>& g, int64_t i0, int64_t m, int64_t j0, int64_t cols, int64_t kc, BlockA<T> a,
+                 PanelsB<T> b, bool accumulate, bool finish) {
   constexpr int64_t w = Vec<T>::width;
-  const int vectors = static_cast<int>(ceil_div(cols, w));
-  const int last = static_cast<int>(cols - (vectors - 1) * w);
-  const T* bias = finish && g.epilogue.bias ? g.epilogue.bias + j0 : nullptr;
-  const int64_t tiles = ceil_div(mc, max_rows[vectors]);
-  for (int64_t t = 0, i = 0; t < tiles; ++t) {
-    const int64_t rows = ceil_div(mc - i, tiles - t);  // even tiles: no thin one is left at the end
-    T* c = g.c + (i0 + i) * g.ldc + j0;
-    microkernels<T>.of[vectors][rows](kc, a + i * a_row, a_row, a_col, panel, panel_row, c, g.ldc, last,
+  const int64_t width = min_of(cols, panel_width<T>);
+  const int vectors = static_cast<int>(ceil_div(width, w));
+  const int last = static_cast<int>(width - (vectors - 1) * w);
+  const Tiles tiles(m, max_rows[a.packed ? max_vectors : vectors]);
+  const auto tile = [&](int64_t t, int64_t j) {
+    const int64_t i = tiles.begin(t), rows = tiles.begin(t + 1) - i;
+    const T* a_tile = a.data + i * (a.packed ? kc : a.row_stride);
+    const int64_t a_row = a.packed ? 1 : a.row_stride, a_col = a.packed ? rows : a.col_stride;
+    T* c = g.c + (i0 + i) * g.ldc + j0 + j;
+    const T* bias = finish && g.epilogue.bias ? g.epilogue.bias + j0 + j : nullptr;
+    const T* panel = b.data + j / panel_width<T> * b.panel_stride;
+    microkernels<T>.of[vectors][rows](kc, a_tile, a_row, a_col, panel, b.row_stride, c, g.ldc, last,
                                       accumulate, bias);
-    if (finish) activate(c, g.ldc, rows, cols, g.epilogue.activation);
-    i += rows;
+    if (finish) activate(c, g.ldc, rows, width, g.epilogue.activation);
+  };
+  // Packed panels stream well from L2, so that A is read but once; rows of B in place are better kept in L1.
+  if (b.packed) {
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      for (int64_t j = 0; j < cols; j += panel_width<T>) tile(t, j);
+    }
+  } else {
+    for (int64_t j = 0; j < cols; j += panel_width<T>) {
+      for (int64_t t = 0; t < tiles.count; ++t) tile(t, j);
+    }
   }
 }
 
-// The part [m0, m1) x [n0, n1) of C, on one thread.
 template <class T>
-void block_gemm(const Gemm<T>& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, T* workspace) {
-  using B = Blocks<T>;
-  const int64_t m = m1 - m0;
-  const bool b_rows_contiguous = g.b.col_stride == 1;
-  const bool pack_b = !b_rows_contiguous || (m >= pack_b_rows && g.k * (n1 - n0) > pack_b_size);
-  const bool a_rows_contiguous = g.a.col_stride == 1;
-  const bool pack_a =
-      (a_rows_contiguous || g.a.row_stride == 1) && n1 - n0 >= pack_a_columns && m * g.k >= pack_a_size;
-  T* packed_a = workspace;
-  T* packed_b = workspace + B::a_size;
+bool packs_b(const Gemm<T>& g, int64_t m, int64_t n) {
+  if (g.b.col_stride != 1) return true;
+  const bool rows_collide = g.b.row_stride * static_cast<int64_t>(sizeof(T)) % 4096 == 0;
+  return m >= (rows_collide ? pack_b_rows_4k : pack_b_rows) && g.k * n > pack_b_size;
+}
 
-  for (int64_t jc = n0; jc < n1; jc += B::nc) {
-    const int64_t nc = min_of(B::nc, n1 - jc);
-    for (int64_t pc = 0; pc < g.k || pc == 0; pc += B::kc) {
-      const int64_t kc = min_of(B::kc, g.k - pc);
-      const bool finish = pc + kc >= g.k;
-      const T* b = g.b.data + pc * g.b.row_stride + jc * g.b.col_stride;
+template <class T>
+bool packs_a(const Gemm<T>& g, int64_t m, int64_t n) {
+  return g.a.row_stride == 1 && g.a.col_stride != 1 && n >= pack_a_columns && m * g.k >= pack_a_size;
+}
 
-      for (int64_t ic = m0; ic < m1; ic += B::mc) {
-        const int64_t mc = min_of(B::mc, m1 - ic);
-        const T* a = g.a.data + ic * g.a.row_stride + pc * g.a.col_stride;
-        int64_t a_row = g.a.row_stride, a_col = g.a.col_stride;
-        if (pack_a) {
-          const int64_t outer = a_rows_contiguous ? mc : kc, inner = a_rows_contiguous ? kc : mc;
-          const int64_t stride = round_up(inner, B::pad) + B::pad;
-          pack_rows(packed_a, stride, a, a_rows_contiguous ? a_row : a_col, outer, inner);
-          a = packed_a;
-          (a_rows_contiguous ? a_row : a_col) = stride;
+// The part [m0, m1) x [n0, n1) of C, on one thread: blocks of M, K and N around the macrokernel, which runs
+// over tiles and panels.
+template <class T>
+void block_gemm(const Gemm<T>& g, const Blocks<T>& blocks, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                T* workspace) {
+  const bool pack_the_b = packs_b(g, m1 - m0, n1 - n0), pack_the_a = packs_a(g, m1 - m0, n1 - n0);
+  T *packed_a = workspace, *packed_b = workspace + blocks.a_size;
+  const int64_t passes = max_of(1, ceil_div(g.k, blocks.kc)), pass = ceil_div(g.k, passes);
+
+  for (int64_t ic = m0; ic < m1; ic += blocks.mc) {
+    const int64_t mc = min_of(blocks.mc, m1 - ic);
+    for (int64_t n_pass = 0, pc = 0; n_pass < passes; ++n_pass, pc += pass) {
+      const int64_t kc = min_of(pass, g.k - pc);
+      BlockA<T> a = {g.a.data + ic * g.a.row_stride + pc * g.a.col_stride, g.a.row_stride, g.a.col_stride,
+                     pack_the_a};
+      if (pack_the_a) {
+        pack_a(packed_a, a.data, g.a.col_stride, mc, kc);
+        a.data = packed_a;
+      }
+      const auto columns = [&](int64_t j, int64_t cols) {
+        if (cols == 0) return;
+        PanelsB<T> b = {g.b.data + pc * g.b.row_stride + j * g.b.col_stride, g.b.row_stride, panel_width<T>,
+                        false};
+        if (pack_the_b || cols % Vec<T>::width != 0) {  // a ragged panel would be read past its end
+          pack_b(packed_b, b.data, g.b.row_stride, g.b.col_stride, kc, cols);
+          b = {packed_b, min_of(panel_width<T>, round_up(cols, Vec<T>::width)), panel_width<T> * kc, true};
         }
-
-        for (int64_t jr = 0; jr < nc; jr += panel_width<T>) {
-          const int64_t cols = min_of(panel_width<T>, nc - jr);
-          const T* panel = b + jr * g.b.col_stride;
-          int64_t panel_row = g.b.row_stride;
-          if (pack_b || cols % Vec<T>::width != 0) {  // a ragged panel would be read past its end
-            T* packed = packed_b + jr * kc;
-            if (ic == m0) pack_panel(packed, panel, g.b.row_stride, g.b.col_stride, kc, cols);
-            panel = packed;
-            panel_row = round_up(cols, Vec<T>::width);
-          }
-          macrokernel(g, ic, jc + jr, mc, cols, kc, a, a_row, a_col, panel, panel_row, pc > 0, finish);
-        }
+        macrokernel(g, ic, mc, j, cols, kc, a, b, pc > 0, n_pass == passes - 1);
+      };
+      for (int64_t jc = n0; jc < n1; jc += blocks.nc) {
+        const int64_t nc = min_of(blocks.nc, n1 - jc), whole = nc / panel_width<T> * panel_width<T>;
+        columns(jc, whole);
+        columns(jc + whole, nc - whole);  // the narrow panel at the end has tiles of its own
       }
     }
   }
@@ -192,7 +209,7 @@ bool is_dot_gemm(const Gemm<T>& g) {
 
 // One product, split over at most `parts` threads.
 template <class T>
-void split_gemm(const Gemm<T>& g, int64_t parts, T* workspace) {
+void split_gemm(const Gemm<T>& g, const Blocks<T>& blocks, int64_t parts, T* workspace) {
   if (g.n == 1 && g.ldc == 1 && is_dot_gemm(transposed(g))) {
     parallel_for(g.m, ceil_div(g.m, parts), [&](int64_t begin, int64_t end) {
       dot_gemm(transposed(g), 1, 1, begin, end, true);
@@ -220,11 +237,11 @@ void split_gemm(const Gemm<T>& g, int64_t parts, T* workspace) {
   parallel_for(used, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       const int64_t from = units * part / used * unit, to = units * (part + 1) / used * unit;
-      T* scratch = workspace + part * Blocks<T>::workspace;
+      T* scratch = workspace + part * blocks.workspace();
       if (by_columns) {
-        block_gemm(g, 0, g.m, from, min_of(to, g.n), scratch);
+        block_gemm(g, blocks, 0, g.m, from, min_of(to, g.n), scratch);
       } else {
-        block_gemm(g, from, min_of(to, g.m), 0, g.n, scratch);
+        block_gemm(g, blocks, from, min_of(to, g.m), 0, g.n, scratch);
       }
     }
   });
@@ -286,7 +303,8 @@ template <class T>
 void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView<T> b, int64_t batch,
           int64_t m, int64_t n, int64_t k, Epilogue<T> epilogue, Context ctx) {
   if (batch == 0 || m == 0 || n == 0) return;
-  constexpr int64_t per_thread = Blocks<T>::workspace;
+  const Blocks<T> blocks(ctx);
+  const int64_t per_thread = blocks.workspace();
   const auto product = [&](int64_t s) {
     return Gemm<T>{c + s * c_batch_stride,
                    ldc,
@@ -300,12 +318,12 @@ void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView
   const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   const int64_t threads = flops * static_cast<double>(batch) < serial_flops ? 1 : ctx.threads;
   T* workspace = static_cast<T*>(ctx.workspace(static_cast<size_t>(threads * per_thread) * sizeof(T)));
-  if (batch == 1) return split_gemm(product(0), threads, workspace);
+  if (batch == 1) return split_gemm(product(0), blocks, threads, workspace);
   const int64_t used = min_of(threads, batch);
   parallel_for(used, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t s = batch * part / used; s < batch * (part + 1) / used; ++s) {
-        split_gemm(product(s), 1, workspace + part * per_thread);
+        split_gemm(product(s), blocks, 1, workspace + part * per_thread);
       }
     }
   });
