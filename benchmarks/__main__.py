@@ -20,7 +20,7 @@ from .harness import TIERS, Case, Effort, Environment, Row, bench, minidl_librar
 
 # Seconds of timing in all, so that a tier ends in its time (a minute, five, twelve) with set-up, checks, ceilings
 # and, but for the quick tier, twice as much where the machine is noisy.
-TOTAL = {"quick": 20.0, "default": 90.0, "full": 220.0}
+TOTAL = {"quick": 20.0, "default": 90.0, "full": 180.0}
 LONGEST = 1.0  # of them for one case
 AGAIN = 3  # times the effort for a row that misses a bar, before it is said to
 MEAN_BAR = 1.5  # of the geometric mean over the whole grid

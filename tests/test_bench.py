@@ -266,7 +266,11 @@ def test_size_labels(n: int, label: str) -> None:
     assert harness.size_label(n) == label
 
 
-@pytest.mark.parametrize("case", cli.select(cli.stems(), "quick"), ids=str)
+QUICK = cli.select(cli.stems(), "quick")
+SMALL_PRODUCTS = [c for c in cli.select(["matmul"], "default") if c.shape == "64x64->10"]
+
+
+@pytest.mark.parametrize("case", [*QUICK, *SMALL_PRODUCTS], ids=str)
 def test_every_side_of_a_case_does_the_same_work(case: Case) -> None:
     _, errors = harness.checked(case, harness.minidl_library())
     assert max(errors.values()) < 1e-5
@@ -364,7 +368,10 @@ def test_list_runs_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     ],
     ids=str,
 )
-def test_bad_arguments_are_usage_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_usage_errors(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run", None)
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv)
     assert "usage: minidl bench" in capsys.readouterr().err
