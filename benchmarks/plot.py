@@ -217,7 +217,7 @@ def roofline_panel(axes: Axes, rows: Sequence[Row], markers: dict[str, str]) -> 
     measured = ceilings(rows)
     peak = measured.pop("FMA")
     points = [(r.flops / r.bytes, r) for r in rows if r.flops > CALL_FLOPS and r.rival == "torch"]
-    low, high = min(x for x, _ in points) / 2, max(x for x, _ in points) * 2
+    low, high = min(0.25, *(x for x, _ in points)), 2 * max(x for x, _ in points)  # slopes are at the left
     streams = sorted(measured.items(), key=lambda item: item[1])
     for limit, bandwidth in dict((*streams[:1], *streams[-1:])).items():  # memory, and the nearest cache
         ridge = peak / bandwidth
@@ -249,7 +249,7 @@ def roofline_panel(axes: Axes, rows: Sequence[Row], markers: dict[str, str]) -> 
 
 def roofline(timed: Sequence[Row]) -> Figure | None:
     """Rate over arithmetic intensity under the measured ceilings: a panel a thread count."""
-    threads = sorted({r.threads for r in timed if r.limit == "FMA"})
+    threads = sorted({r.threads for r in timed if r.limit == "FMA" and r.flops > CALL_FLOPS})
     if not threads:
         return None
     markers = dict(zip(dict.fromkeys(r.op for r in timed if r.flops), MARKERS, strict=False))

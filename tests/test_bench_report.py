@@ -96,6 +96,7 @@ def test_only_pictures_that_have_something_to_show_are_drawn(tmp_path: Path) -> 
     product = row(stem="product", flops=1e6, bytes=1e4, limit="FMA", share=0.5)
     drawn = plot.draw([*curve, product], tmp_path)
     assert drawn == ["ratios.png", "times-fake.png", "roofline.png"]
+    assert "roofline.png" not in plot.draw([replace(product, flops=64.0)], tmp_path)  # a call alone
     assert {p.name for p in tmp_path.iterdir()} == set(drawn)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
 
