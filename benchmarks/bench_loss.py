@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .harness import Case, Library, Mode, Source, Work, differentiable
+from .harness import Case, Library, Mode, Source, Tier, Work, differentiable, size_label
 
 Draw = Callable[[Source, int], tuple[Tensor, Tensor]]
 
@@ -35,7 +35,8 @@ OPS: dict[str, Draw] = {
     "binary_cross_entropy": probability,
     "binary_cross_entropy_with_logits": logit,
 }
-MODES: tuple[tuple[Mode, int], ...] = (("forward", 8), ("backward", 12), ("full", 20))  # bytes an element
+BYTES: dict[Mode, int] = {"forward": 8, "backward": 12, "full": 20}  # an element
+MAIN = ("mse_loss", "binary_cross_entropy_with_logits")
 QUICK = {("mse_loss", 10**6), ("binary_cross_entropy_with_logits", 10**3)}
 
 
@@ -44,17 +45,30 @@ def setup(lib: Library, dtype: torch.dtype, *, op: str, n: int, mode: Mode) -> W
     return differentiable(mode, getattr(lib.F, op), OPS[op](source, n), source)
 
 
+def tier(op: str, n: int) -> Tier:
+    if n > 10**6:
+        return "full"
+    return "quick" if (op, n) in QUICK else "default"
+
+
+def case(op: str, n: int, mode: Mode) -> Case:
+    barred = op in MAIN and mode == "full" and n in (10**5, 10**7)
+    return Case(
+        "loss",
+        op,
+        size_label(n),
+        mode,
+        partial(setup, op=op, n=n, mode=mode),
+        bytes=BYTES[mode] * n,
+        tier=tier(op, n),
+        bars={"torch": 2.0} if barred else {},
+    )
+
+
 def cases() -> Iterator[Case]:
     for op in OPS:
-        for n in (10**3, 10**5, 10**6):
-            for mode, nbytes in MODES:
-                yield Case(
-                    "loss",
-                    op,
-                    f"{n:.0e}".replace("e+0", "e"),
-                    mode,
-                    partial(setup, op=op, n=n, mode=mode),
-                    bytes=nbytes * n,
-                    tier="quick" if (op, n) in QUICK else "default",
-                    bar=0.9 if n == 10**6 else 0,
-                )
+        for n in (10**3, 10**5, 10**6) if op in MAIN else (10**3, 10**6):
+            for mode in BYTES:
+                yield case(op, n, mode)
+    for op in MAIN:
+        yield case(op, 10**7, "full")

@@ -18,16 +18,29 @@ from torch import Tensor
 
 from .ceiling import Ceilings
 
-Mode = Literal["forward", "backward", "full", "step"]
+# forward, dx and dw are timed without autograd; dx and dw are the products of a linear layer's backward pass.
+Mode = Literal["forward", "dx", "dw", "backward", "full", "step"]
+RECORDED: tuple[Mode, ...] = ("backward", "full", "step")
 Tier = Literal["quick", "default", "full"]
 TIERS: tuple[Tier, ...] = ("quick", "default", "full")
 
 # Long against the clock's resolution, short against a scheduler's quantum: a stall spoils one block.
 BLOCK_NS = 500_000
+LONG_NS = 50_000_000  # a call this long owes nothing to what the cache held before it
 MIN_ROUNDS, MAX_ROUNDS = 7, 2000
+LONG_SECONDS, LONG_ROUNDS = 5.0, 3  # where rounds take that long, so few must do
 SETTLED = 0.02  # relative spread of a ratio over the root of its rounds, about its standard error
 # The project's rule for float32: at most twice torch's own error against float64, plus some last places.
 ERROR_FACTOR, ERROR_FLOOR = 2.0, 16 * torch.finfo(torch.float32).eps
+# The ratio that a row is to reach whose case demands nothing else. Autograd around next to no work is the one thing
+# that costs us more than torch: our node is an autograd::Function, torch's are generated code.
+GENERAL_BAR, TINY_BAR, TINY_BYTES = 0.95, 0.8, 16_000
+
+
+def size_label(n: int) -> str:
+    """1000 as 1e3; what is no power of ten as it stands."""
+    power = len(str(n)) - 1
+    return f"1e{power}" if power > 2 and n == 10**power else str(n)
 
 
 class Library(NamedTuple):
@@ -59,12 +72,16 @@ class Work(NamedTuple):
     check: Callable[[], Any]
 
 
-Setup = Callable[[Library, torch.dtype], Work]
+Setup = Callable[..., Work]  # of a Library, a dtype, and the options of a rival
 
 
 @dataclass(frozen=True)
 class Case:
-    """One piece of work. Every side, and the float64 oracle, is built by a call of the same `setup`."""
+    """One piece of work. Every side, and the float64 oracle, is built by a call of the same `setup`.
+
+    `bars` are the ratios that this project demands of itself: by rival, or against the "best" of them.
+    `share_bars` are shares of the ceiling, by thread count.
+    """
 
     stem: str
     op: str
@@ -74,11 +91,19 @@ class Case:
     flops: float = 0.0
     bytes: float = 0.0  # the least traffic: each operand once
     tier: Tier = "default"
-    bar: float = 0.0  # the ratio that this project demands of itself against plain torch; 0: none
-    rivals: Mapping[str, Setup] = field(default_factory=dict)  # more of torch, such as its fused optimizers
+    bars: Mapping[str, float] = field(default_factory=dict)
+    share_bars: Mapping[int, float] = field(default_factory=dict)
+    why: str = ""  # why this case may lose, in a line: shown where it does
+    rivals: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # more of torch: options of `setup`
+    check: Setup | None = None  # smaller work of the same kind, where `setup`'s is too big for float64
 
     def __str__(self) -> str:
         return f"{self.stem} {self.op} {self.shape} {self.mode}"
+
+    def bar(self, rival: str) -> float:
+        """The ratio demanded against this rival. To beat the best is to beat each, so "best" is for all."""
+        tiny = self.mode in ("backward", "full") and self.bytes < TINY_BYTES
+        return self.bars.get(rival, self.bars.get("best", TINY_BAR if tiny else GENERAL_BAR))
 
 
 class Environment(NamedTuple):
@@ -114,12 +139,32 @@ class Row:
     ours_error: float = float("nan")
     rival_error: float = float("nan")
     rounds: int = 0
+    flops: float = 0.0
+    bytes: float = 0.0
     bar: float = 0.0
+    share_bar: float = 0.0
+    why: str = ""
     refused: str = ""  # why there is no time: ours is wrong, or raised
     cpu: str = ""
     isa: str = ""
     torch: str = ""
     date: str = ""
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.stem} {self.op} {self.shape} {self.mode}, {threads}, against {self.rival}"
+
+    def misses(self, slack: float = 1.0) -> list[str]:
+        """The bars, each times `slack`, that this row stays below. A refused row was not measured."""
+        if self.refused:
+            return []
+        bar, share_bar = slack * self.bar, slack * self.share_bar
+        found = []
+        if not self.ratio >= bar:  # so that NaN misses
+            found.append(f"ratio {self.ratio:.4g}, bar {bar:.4g}")
+        if share_bar and not self.share >= share_bar:
+            found.append(f"{self.share:.1%} of {self.limit}, bar {share_bar:.1%}")
+        return found
 
 
 class Source:
@@ -197,7 +242,11 @@ def verify(sides: Mapping[str, Work], oracle: Work) -> dict[str, float]:
 
 
 def block_ns(run: Callable[[], Any], loops: int) -> int:
+    start = perf_counter_ns()
     run()  # untimed: brings this side's data back into the cache after the other side's block
+    first = perf_counter_ns() - start
+    if loops == 1 and first > LONG_NS:
+        return first
     start = perf_counter_ns()
     for _ in repeat(None, loops):
         run()
@@ -244,7 +293,9 @@ def measure(
             for name in order:
                 times[name].append(block_ns(runs[name], loops[name]) / loops[name] / 1e3)
             spent = perf_counter() - start
-            if done >= MIN_ROUNDS and spent > budget and (spent > patience * budget or settled(times)):
+            if done < (MIN_ROUNDS if spent < LONG_SECONDS else LONG_ROUNDS):
+                continue
+            if spent > budget and (spent > patience * budget or settled(times)):
                 break
     finally:
         gc.enable()
@@ -276,20 +327,42 @@ class Effort(NamedTuple):
     patience: float = 1.0
 
 
+def build(setup: Setup, case: Case, ours: Library) -> dict[str, Work]:
+    """Ours, plain torch, and torch's variants."""
+    theirs, f32 = torch_library(), torch.float32
+    sides = {"ours": setup(ours, f32), "torch": setup(theirs, f32)}
+    return sides | {name: setup(theirs, f32, **options) for name, options in case.rivals.items()}
+
+
+def checked(case: Case, ours: Library) -> tuple[dict[str, Work], dict[str, float]]:
+    """The sides to time, and their errors; raises where ours is wrong."""
+    setup = case.check or case.setup
+    sides = build(setup, case, ours)
+    errors = verify(sides, setup(torch_library(), torch.float64))
+    return build(case.setup, case, ours) if case.check else sides, errors
+
+
 def bench(
     case: Case, ours: Library, ceilings: Ceilings, threads: int, effort: Effort, environment: Environment
 ) -> list[Row]:
     """Check and time one case at one thread count: a row a rival, or one row that says why it was refused."""
     torch.set_num_threads(threads)
-    theirs, f32, f64 = torch_library(), torch.float32, torch.float64
     row = partial(
-        Row, case.stem, case.op, case.shape, case.mode, threads, bar=case.bar, **environment._asdict()
+        Row,
+        case.stem,
+        case.op,
+        case.shape,
+        case.mode,
+        threads,
+        flops=case.flops,
+        bytes=case.bytes,
+        share_bar=case.share_bars.get(threads, 0.0),
+        why=case.why,
+        **environment._asdict(),
     )
     try:
-        sides = {"ours": case.setup(ours, f32), "torch": case.setup(theirs, f32)}
-        sides |= {name: setup(theirs, f32) for name, setup in case.rivals.items()}
-        with torch.set_grad_enabled(case.mode != "forward"):
-            errors = verify(sides, case.setup(theirs, f64))
+        with torch.set_grad_enabled(case.mode in RECORDED):
+            sides, errors = checked(case, ours)
             times = measure({name: work.run for name, work in sides.items()}, *effort)
     except Exception as reason:  # a case that raises is a finding to report, not the end of the run
         return [row(rival="torch", refused=f"{type(reason).__name__}: {reason}".splitlines()[0])]
@@ -301,6 +374,7 @@ def bench(
     return [
         row(
             rival=name,
+            bar=case.bar(name),
             **common,
             **quantiles(other, "rival", "rival_us"),
             **quantiles(other / mine, "ratio", "ratio"),

@@ -1,4 +1,4 @@
-"""The ratios at a glance: a panel a stem, a line an op, a dot a row; losses in red, left of 1."""
+"""Pictures of the rows: the ratios at a glance, a stem's times against size, and the roofline."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from .harness import Row
 from .report import is_loss
 
 WIN, LOSS, GRID = "#1a7f5a", "#d1242f", "#d8dee4"
 MARKERS = "o^sDv"
+OURS, REST, CEILING = "#1a7f5a", ("#d1590b", "#8250df", "#0969da"), "#57606a"
+STYLES = ("-", "--", ":")  # by thread count
+FEWEST_SIZES = 3  # that make a curve
+CALL_FLOPS = 1e4  # of less work a call shows no rate
+
+
+# ---------------------------------------------------------------------------------------------- ratios
 
 
 def label(row: Row) -> str:
@@ -98,10 +105,8 @@ def legend(figure: Figure, markers: dict[int, str]) -> None:
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    timed = [r for r in rows if not r.refused]
-    if not timed:
-        return
+def ratios(timed: Sequence[Row]) -> Figure:
+    """A panel a stem, a line an op, a dot a row; losses in red, left of 1."""
     groups = [[r for r in timed if r.stem == stem] for stem in sorted({r.stem for r in timed})]
     heights = [len({label(r) for r in group}) + 4 for group in groups]  # 4: title and ticks
     threads = sorted({r.threads for r in timed})
@@ -109,17 +114,177 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     sides = [side for side in columns(heights) if side]
     tall = max(sum(heights[i] for i in side) for side in sides)
-    figure = Figure(
-        figsize=(13, 1.2 + 0.21 * tall), layout=ConstrainedLayoutEngine(h_pad=0.1), facecolor="white"
-    )
-    FigureCanvasAgg(figure)
-    figure.suptitle(
-        "Time of torch / time of minidl: a dot a row (bigger: longer calls), its bar from p20 to p80",
-        fontsize=13,
+    figure = canvas(
+        13,
+        1.2 + 0.21 * tall,
+        "Time of torch / time of minidl: a dot a row (bigger: longer calls), a line from p20 to p80",
     )
     legend(figure, markers)
     for part, side in zip(figure.subfigures(1, len(sides), squeeze=False).flat, sides, strict=True):
         grid = part.subplots(len(side), 1, height_ratios=[heights[i] for i in side], squeeze=False)
         for axes, i in zip(grid.flat, side, strict=True):
             panel(axes, groups[i][0].stem, groups[i], markers)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ times
+
+
+def size(row: Row) -> float:
+    """What a case's time goes with: operations where they are counted, else bytes."""
+    return row.flops or row.bytes
+
+
+def curves(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows of one op and mode over several sizes, by name."""
+    found: dict[str, list[Row]] = {}
+    for r in rows:
+        if size(r):
+            found.setdefault(f"{r.op.replace('_', ' ')} {r.mode}", []).append(r)
+    return [(name, group) for name, group in found.items() if len({size(r) for r in group}) >= FEWEST_SIZES]
+
+
+def curve_panel(axes: Axes, name: str, rows: Sequence[Row], threads: Sequence[int]) -> None:
+    rivals = list(dict.fromkeys(r.rival for r in rows))
+    for count, ls in zip(threads, STYLES, strict=False):
+        of_count = sorted((r for r in rows if r.threads == count), key=size)
+        for rival, colour in zip(rivals, REST, strict=False):
+            points = [(size(r), r.rival_us) for r in of_count if r.rival == rival]
+            axes.plot(*zip(*points, strict=True), ls=ls, marker=".", ms=5, lw=1.2, color=colour)
+        ours = [r for r in of_count if r.rival == rivals[0]]
+        axes.plot(
+            [size(r) for r in ours], [r.ours_us for r in ours], ls=ls, marker=".", ms=5, lw=1.6, color=OURS
+        )
+        limits = [(size(r), r.ours_us * r.share) for r in ours if r.limit]
+        axes.plot(*zip(*limits, strict=True), ls=ls, lw=0.8, color=CEILING)
+    sizes = [size(r) for r in rows]
+    gap = (max(sizes) / min(sizes)) ** 0.07  # what a label needs
+    ticks: dict[float, str] = {}
+    for r in sorted(rows, key=size):
+        if not ticks or size(r) > gap * max(ticks):
+            ticks[size(r)] = r.shape
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=min(min(r.ours_us, r.rival_us) for r in rows) / 3)  # the limit may lie far below
+    axes.set_xticks(list(ticks), list(ticks.values()), rotation=35, ha="right", rotation_mode="anchor")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(duration))
+    axes.tick_params(labelsize=8, length=0, which="both")
+    axes.set_title(name, fontsize=10, loc="left", fontweight="bold")
+    axes.grid(color=GRID, lw=0.6)
+    axes.spines[:].set_visible(False)
+
+
+def duration(microseconds: float, _: object = None) -> str:
+    for unit, scale in (("s", 1e6), ("ms", 1e3)):
+        if microseconds >= scale:
+            return f"{microseconds / scale:g} {unit}"
+    return f"{microseconds:g} µs"
+
+
+def times(stem: str, timed: Sequence[Row]) -> Figure | None:
+    """Time against size, both logarithmic: a panel an op and mode, with the least time that the machine allows."""
+    panels = curves(timed)
+    if not panels:
+        return None
+    threads = sorted({r.threads for r in timed})
+    rivals = dict.fromkeys(r.rival for _, group in panels for r in group)
+    wide = min(4, len(panels))
+    tall = math.ceil(len(panels) / wide)
+    figure = canvas(1 + 3.2 * wide, 1.1 + 2.7 * tall, f"{stem}: time against size")
+    for axes, (name, group) in zip(figure.subplots(tall, wide, squeeze=False).flat, panels, strict=False):
+        curve_panel(axes, name, group, threads)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_visible(False)
+    keys = [Line2D([], [], color=OURS, lw=2, label="minidl")]
+    keys += [Line2D([], [], color=c, lw=2, label=name) for name, c in zip(rivals, REST, strict=False)]
+    keys.append(Line2D([], [], color=CEILING, lw=1, label="the machine's limit"))
+    for count, ls in zip(threads, STYLES, strict=False):
+        keys.append(Line2D([], [], color="black", ls=ls, label=f"{count} thread{'s' * (count > 1)}"))
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
+    return figure
+
+
+# --------------------------------------------------------------------------------------------- roofline
+
+
+def ceilings(rows: Sequence[Row]) -> dict[str, float]:
+    """What was measured, by the name of the limit: operations or bytes a second, in 1e9."""
+    return {r.limit: r.rate / r.share for r in rows if r.limit}
+
+
+def roofline_panel(axes: Axes, rows: Sequence[Row], markers: dict[str, str]) -> None:
+    measured = ceilings(rows)
+    peak = measured.pop("FMA")
+    points = [(r.flops / r.bytes, r) for r in rows if r.flops > CALL_FLOPS and r.rival == "torch"]
+    low, high = min(0.25, *(x for x, _ in points)), 2 * max(x for x, _ in points)  # slopes are at the left
+    streams = sorted(measured.items(), key=lambda item: item[1])
+    for limit, bandwidth in dict((*streams[:1], *streams[-1:])).items():  # memory, and the nearest cache
+        ridge = peak / bandwidth
+        axes.plot([low, ridge], [low * bandwidth, peak], color=CEILING, lw=0.8)
+        axes.annotate(
+            f"{limit}: {bandwidth:.0f} GB/s",
+            (low, low * bandwidth),
+            xytext=(14, -2),  # to the right of the line, which is steep
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.axhline(peak, color=CEILING, lw=1.2)
+    axes.text(high, peak, f"FMA: {peak:.0f} GFLOP/s", fontsize=8, ha="right", va="bottom")
+    for x, r in points:
+        ours, theirs = r.flops / r.ours_us / 1e3, r.flops / r.rival_us / 1e3
+        axes.plot([x, x], [ours, theirs], color=OURS if ours >= theirs else LOSS, lw=0.8, alpha=0.5)
+        axes.plot(x, theirs, markers[r.op], color=REST[0], ms=4, mfc="white")
+        axes.plot(x, ours, markers[r.op], color=OURS, ms=5, mec="white", mew=0.4)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(low, high)
+    axes.set_title(f"{rows[0].threads} thread{'s' * (rows[0].threads > 1)}", fontsize=11, loc="left")
+    axes.set_xlabel("operations a byte (each operand once)", fontsize=9)
+    axes.set_ylabel("GFLOP/s", fontsize=9)
+    axes.grid(color=GRID, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def roofline(timed: Sequence[Row]) -> Figure | None:
+    """Rate over arithmetic intensity under the measured ceilings: a panel a thread count."""
+    threads = sorted({r.threads for r in timed if r.limit == "FMA" and r.flops > CALL_FLOPS})
+    if not threads:
+        return None
+    markers = dict(zip(dict.fromkeys(r.op for r in timed if r.flops), MARKERS, strict=False))
+    figure = canvas(
+        1 + 6 * len(threads), 5.5, "Roofline: rate over arithmetic intensity, under the measured ceilings"
+    )
+    for axes, count in zip(figure.subplots(1, len(threads), squeeze=False).flat, threads, strict=True):
+        roofline_panel(axes, [r for r in timed if r.threads == count], markers)
+    keys = [Line2D([], [], color=OURS, ls="", marker="s", label="minidl")]
+    keys.append(Line2D([], [], color=REST[0], ls="", marker="s", mfc="white", label="torch"))
+    keys += [Line2D([], [], color=CEILING, ls="", marker=m, label=op) for op, m in markers.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------- all
+
+
+def canvas(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.1), facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=13)
+    return figure
+
+
+def draw(rows: Sequence[Row], out: Path) -> list[str]:
+    """Draw what the rows allow into the folder `out`; returns the names of the files, the ratios first."""
+    timed = [r for r in rows if not r.refused]
+    if not timed:
+        return []
+    figures: dict[str, Figure | None] = {"ratios.png": ratios(timed)}
+    for stem in sorted({r.stem for r in timed}):
+        figures[f"times-{stem}.png"] = times(stem, [r for r in timed if r.stem == stem])
+    figures["roofline.png"] = roofline(timed)
+    drawn = {name: figure for name, figure in figures.items() if figure}
+    for name, figure in drawn.items():
+        figure.savefig(out / name, dpi=110)
+    return list(drawn)

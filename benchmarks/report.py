@@ -1,4 +1,4 @@
-"""CSVs to table, plot and README section; `python -m benchmarks.report` does it without measuring."""
+"""CSVs to table, plots and README section; `python -m benchmarks.report` does it without measuring."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from statistics import geometric_mean
 from .harness import Row
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-TABLE, PLOT = "table.md", "ratios.png"
+TABLE = "table.md"
 CONVERT = {"int": int, "float": float, "str": str}
 
 # ------------------------------------------------------------------------------------------------- CSV
@@ -55,6 +55,12 @@ def is_loss(row: Row) -> bool:
     return bool(row.refused) or not row.ratio >= 0.995
 
 
+def mean_ratio(rows: Iterable[Row]) -> float:
+    """The geometric mean against plain torch; NaN where nothing was timed."""
+    ratios = [r.ratio for r in rows if r.rival == "torch" and not r.refused]
+    return geometric_mean(ratios) if ratios else float("nan")
+
+
 def digits(value: float) -> str:
     """Three digits that matter, never in scientific notation."""
     places = 2 - math.floor(math.log10(value)) if value > 0 else 0
@@ -84,41 +90,51 @@ def line(row: Row) -> str:
     return f"\033[31m{text}\033[0m" if red else text.rstrip()
 
 
+def bars(row: Row) -> str:
+    return f"{row.bar:.2f}" + (f", {row.share_bar:.0%}" if row.share_bar else "")
+
+
+def note(row: Row) -> str:
+    """Whether a bar is missed, and of a loss why, where the case knows."""
+    return "; ".join(["bar missed"] * bool(row.misses()) + [row.why] * bool(row.why and is_loss(row)))
+
+
 def markdown_table(rows: Iterable[Row]) -> str:
     lines = [
-        "| op | shape | mode | threads | rival | rival µs | minidl µs | ratio | p20–p80 "
-        "| rate and share of ceiling | error ours / rival |",
-        "|---|---|---|--:|---|--:|--:|--:|--:|---|--:|",
+        "| op | shape | mode | threads | rival | rival µs | minidl µs | ratio | p20–p80 | bar "
+        "| rate and share of ceiling | error ours / rival | note |",
+        "|---|---|---|--:|---|--:|--:|--:|--:|--:|---|--:|---|",
     ]
     for r in rows:
         start = f"| {r.op} | {r.shape.replace('->', '→')} | {r.mode} | {r.threads} | {r.rival} |"
         if r.refused:
-            lines.append(f"{start} | | 🔴 | | refused: {r.refused} | |")
+            lines.append(f"{start} | | 🔴 | | | | | refused: {r.refused} |")
             continue
         ratio = f"🔴 {r.ratio:.2f}" if is_loss(r) else f"**{r.ratio:.2f}**"
         lines.append(
             f"{start} {digits(r.rival_us)} | {digits(r.ours_us)} | {ratio} "
-            f"| {r.ratio_p20:.2f}–{r.ratio_p80:.2f} | {share(r)} | {r.ours_error:.0e} / {r.rival_error:.0e} |"
+            f"| {r.ratio_p20:.2f}–{r.ratio_p80:.2f} | {bars(r)} | {share(r)} "
+            f"| {r.ours_error:.0e} / {r.rival_error:.0e} | {note(r)} |"
         )
     return "\n".join(lines)
 
 
 def summary_table(rows: Sequence[Row]) -> str:
-    """A line a stem against plain torch: nobody has to count the red rows."""
+    """A line a stem against plain torch, and one for all: nobody has to count the red rows."""
     lines = [
         "| stem | rows | geometric mean of ratios | losses | worst row |",
         "|---|--:|--:|--:|---|",
     ]
     plain = [r for r in rows if r.rival == "torch"]
-    for stem in sorted({r.stem for r in plain}):
-        group = [r for r in plain if r.stem == stem]
+    groups = [(stem, [r for r in plain if r.stem == stem]) for stem in sorted({r.stem for r in plain})]
+    for name, group in [*groups, ("**all**", plain)]:
         timed = [r for r in group if not r.refused]
         mean, worst = "", ""
         if timed:
             w = min(timed, key=lambda r: r.ratio)
-            mean = f"{geometric_mean(r.ratio for r in timed):.2f}"
+            mean = f"{mean_ratio(timed):.2f}"
             worst = f"{w.ratio:.2f}: {w.op} {w.shape.replace('->', '→')} {w.mode}, {w.threads} thread(s)"
-        lines.append(f"| {stem} | {len(group)} | {mean} | {sum(map(is_loss, group))} | {worst} |")
+        lines.append(f"| {name} | {len(group)} | {mean} | {sum(map(is_loss, group))} | {worst} |")
     return "\n".join(lines)
 
 
@@ -139,7 +155,8 @@ ABOUT = (
     "Ratio = time of torch / time of minidl, the median over rounds in which both took turns in one process "
     "at equal threads; above 1, minidl is faster. 🔴 marks a loss. Every row was first checked against "
     "float64. The ceiling is the FMA rate or the bandwidth at a working set of this size, measured in the "
-    "same run."
+    "same run. The bar is the ratio, and for some rows the share of the ceiling, that the project demands of "
+    "itself."
 )
 
 
@@ -153,21 +170,24 @@ def table_page(rows: Sequence[Row]) -> str:
 # ---------------------------------------------------------------------------------------------- README
 
 
-def section(rows: Sequence[Row], link: str) -> str:
-    """The README's part: summary, plot, the rows that have a bar, every loss against plain torch."""
+def section(rows: Sequence[Row], pictures: Sequence[str], link: str) -> str:
+    """The README's part: summary, pictures, the rows below a bar, every loss against plain torch."""
+    missed = [r for r in rows if r.misses()]
     losses = [r for r in rows if is_loss(r) and r.rival == "torch"]
+    images = [f"![{Path(name).stem.replace('-', ': ')}]({link}/{name})" for name in pictures]
     parts = [
         environments(rows),
         summary_table(rows),
-        f"![ratios of torch's time to minidl's]({link}/{PLOT})",
+        *images[:1],
         f"{ABOUT} All {len(rows)} rows: [{TABLE}]({link}/{TABLE}).",
     ]
-    for title, chosen in (
-        ("The rows that have a bar to clear", [r for r in rows if r.bar and r.rival == "torch"]),
-        (f"The losses against plain torch ({len(losses)})", losses),
+    for title, body in (
+        ("Time against size, and the roofline", "\n\n".join(images[1:])),
+        (f"The bars missed: {len(missed)} of {len(rows)} rows", missed and markdown_table(missed)),
+        (f"The losses against plain torch ({len(losses)})", losses and markdown_table(losses)),
     ):
-        if chosen:
-            parts.append(f"<details><summary>{title}</summary>\n\n{markdown_table(chosen)}\n\n</details>")
+        if body:
+            parts.append(f"<details><summary>{title}</summary>\n\n{body}\n\n</details>")
     return "\n\n".join(parts)
 
 
@@ -183,19 +203,20 @@ def replace_section(text: str, body: str) -> str:
 
 
 def publish(out: Path, readme: Path | None = None) -> None:
-    """All that follows from the CSVs in `out`: table, plot, and the README's section where asked for."""
+    """All that follows from the CSVs in `out`: table, plots, and the README's section where asked for."""
     rows = read_csvs(out)
+    pictures: list[str] = []
     (out / TABLE).write_text(table_page(rows), encoding="utf-8")
     try:
         from .plot import draw
     except ImportError:
-        print("no plot: it needs matplotlib (pip install 'minidl[lessons]')", file=sys.stderr)
+        print("no plots: they need matplotlib (pip install 'minidl[lessons]')", file=sys.stderr)
     else:
-        draw(rows, out / PLOT)
+        pictures = draw(rows, out)
     if readme:
         link = Path(os.path.relpath(out, readme.parent)).as_posix()
         text = readme.read_text(encoding="utf-8")
-        readme.write_text(replace_section(text, section(rows, link)), encoding="utf-8")
+        readme.write_text(replace_section(text, section(rows, pictures, link)), encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from bench_rows import HERE, row
 from minidl.benchmarks import __main__ as cli
 from minidl.benchmarks import ceiling, harness, report
-from minidl.benchmarks.harness import Case, Environment, Library, Row, Source, Work
+from minidl.benchmarks.harness import Case, Library, Row, Source, Work
 from torch import Tensor
-
-HERE = Environment("a processor", "SCALAR", "2.0", "2001-02-03")
 
 
 def setup(lib: Library, dtype: torch.dtype, mode: harness.Mode = "forward") -> Work:
@@ -26,7 +25,7 @@ def setup(lib: Library, dtype: torch.dtype, mode: harness.Mode = "forward") -> W
     return harness.differentiable(mode, lib.F.relu, [source.normal(5000, grad=True)], source)
 
 
-RELU = Case("fake", "relu", "5000", "forward", setup, bar=0.9)
+RELU = Case("fake", "relu", "5000", "forward", setup, bars={"torch": 0.9})
 
 
 def library(relu: Callable[[Tensor], Tensor]) -> Library:
@@ -45,22 +44,6 @@ def slow(x: Tensor) -> Tensor:
     for _ in range(9):
         torch.relu(x)
     return torch.relu(x)
-
-
-def row(**values: Any) -> Row:
-    timed = {"ours_us": 10.0, "ours_p20": 9.0, "ours_p80": 12.0}
-    timed |= {"rival_us": 15.0, "rival_p20": 14.0, "rival_p80": 17.0}
-    timed |= {
-        "rate": 12.5,
-        "share": 0.75,
-        "ratio": 1.5,
-        "ratio_p20": 1.4,
-        "ratio_p80": 1.6,
-        "ours_error": 1e-7,
-        "rival_error": 2e-7,
-    }
-    start = Row("fake", "relu", "4x2->4", "forward", 1, "torch", **HERE._asdict())
-    return replace(start, **(timed | values))
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +72,7 @@ def test_the_same_op_is_level() -> None:
 
 
 def test_a_rival_gets_its_own_row() -> None:
-    found = bench(library(torch.relu), replace(RELU, rivals={"twin": setup}))
+    found = bench(library(torch.relu), replace(RELU, rivals={"twin": {}}))
     assert [r.rival for r in found] == ["torch", "twin"]
     assert found[0].ours_us == found[1].ours_us  # one measurement of ours, in turn with both
 
@@ -166,6 +149,32 @@ def test_a_stall_does_not_fool_the_calibration(monkeypatch: pytest.MonkeyPatch) 
     assert tried == [1] * 3 + [10] * 3 + [100] * 3
 
 
+@pytest.mark.parametrize(("long_ns", "loops", "calls"), [(0, 1, 1), (10**15, 1, 2), (0, 2, 3)])
+def test_a_long_call_needs_no_second_one(
+    monkeypatch: pytest.MonkeyPatch, long_ns: int, loops: int, calls: int
+) -> None:
+    monkeypatch.setattr(harness, "LONG_NS", long_ns)
+    seen: list[int] = []
+    assert harness.block_ns(lambda: seen.append(1), loops) > 0
+    assert len(seen) == calls
+
+
+def test_few_rounds_do_where_rounds_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "calibrate", lambda run: 1)
+    runs = {"ours": lambda: sleep(1e-3), "torch": lambda: sleep(1e-3)}
+    assert len(harness.measure(runs, budget=0, patience=0)["ours"]) == harness.MIN_ROUNDS
+    monkeypatch.setattr(harness, "LONG_SECONDS", 0.0)
+    assert len(harness.measure(runs, budget=0, patience=0)["ours"]) == harness.LONG_ROUNDS
+
+
+def test_the_fma_rate_is_the_best_over_calls_of_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stalled(run: partial[float], spend: float) -> float:
+        return 4e-3 + 1e-6 * run.args[1]  # which only long calls outlast
+
+    monkeypatch.setattr(ceiling, "best_seconds", stalled)
+    assert ceiling.fma_rate(lambda dtype, iterations: 1e3 * iterations) == pytest.approx(0.8e9)
+
+
 def test_the_roofline_takes_the_limit_that_binds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "fma_rate", lambda loop: 1e9)
     monkeypatch.setattr(ceiling, "stream_rate", lambda size: 1e8 if size > ceiling.MB else 1e10)
@@ -190,15 +199,80 @@ def test_quick_is_part_of_default_is_part_of_full() -> None:
     assert quick < default < full
 
 
-@pytest.mark.parametrize("case", cli.select(cli.stems(), "quick"), ids=str)
+def test_a_bar_is_of_one_rival_or_of_the_best_or_the_general_one() -> None:
+    case = replace(RELU, bars={"torch": 5, "fused": 3})
+    assert [case.bar(rival) for rival in ("torch", "fused", "foreach")] == [5, 3, harness.GENERAL_BAR]
+    assert replace(RELU, bars={"best": 1.1}).bar("fused") == 1.1
+    tiny = replace(RELU, bars={}, mode="full", bytes=100)
+    assert tiny.bar("torch") == harness.TINY_BAR
+    assert replace(tiny, mode="forward").bar("torch") == harness.GENERAL_BAR
+    assert replace(tiny, bytes=1e6).bar("torch") == harness.GENERAL_BAR
+
+
+def test_bars_name_rivals_that_the_case_has() -> None:
+    for case in cli.select(cli.stems(), "full"):
+        assert set(case.bars) <= {"best", "torch", *case.rivals}, case
+        assert case.flops or case.bytes or not case.share_bars, case  # no share without a ceiling
+
+
+def test_rows_carry_the_bars_of_their_rival_and_thread_count() -> None:
+    case = replace(RELU, rivals={"twin": {}}, bars={"twin": 3}, share_bars={2: 0.8}, why="because")
+    found = bench(library(torch.relu), case)
+    assert [(r.rival, r.bar, r.share_bar, r.why) for r in found] == [
+        ("torch", harness.GENERAL_BAR, 0, "because"),
+        ("twin", 3, 0, "because"),
+    ]
+    two = replace(case, share_bars={1: 0.8})
+    assert bench(library(torch.relu), two)[0].share_bar == 0.8
+
+
+def test_big_work_is_checked_by_its_smaller_kind_and_timed_itself() -> None:
+    built: list[tuple[str, torch.dtype]] = []
+
+    def named(name: str, lib: Library, dtype: torch.dtype, **options: bool) -> Work:
+        built.append((name, dtype))
+        return setup(lib, dtype)
+
+    case = replace(
+        RELU, setup=partial(named, "big"), check=partial(named, "small"), rivals={"twin": {"x": True}}
+    )
+    assert not bench(library(torch.relu), case)[0].refused
+    assert built == [("small", torch.float32)] * 3 + [("small", torch.float64)] + [("big", torch.float32)] * 3
+    assert bench(library(lambda x: x), case)[0].refused
+
+
+def test_an_optimizer_that_was_not_checked_itself_updates_too() -> None:
+    case = next(c for c in cli.select(["optimizer"], "default") if (c.op, c.shape) == ("Adam", "xor"))
+    work = case.setup(harness.minidl_library(), torch.float32)
+    params = work.run.__self__.param_groups[0]["params"]
+    before = [p.detach().clone() for p in params]
+    work.run()
+    assert not any(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize(("name", "tensors", "millions"), [("11M", 62, 11.7), ("100M", 150, 100.0)])
+def test_the_big_lists_are_of_the_size_in_their_name(name: str, tensors: int, millions: float) -> None:
+    from minidl.benchmarks.bench_optimizer import MODELS, quartered
+
+    shapes, _ = MODELS[name]
+    assert len(shapes) == len(quartered(shapes)) == tensors
+    assert sum(math.prod(s) for s in shapes) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("n", "label"), [(8, "8"), (100, "100"), (1000, "1e3"), (10**7, "1e7"), (2000, "2000")]
+)
+def test_size_labels(n: int, label: str) -> None:
+    assert harness.size_label(n) == label
+
+
+QUICK = cli.select(cli.stems(), "quick")
+SMALL_PRODUCTS = [c for c in cli.select(["matmul"], "default") if c.shape == "64x64->10"]
+
+
+@pytest.mark.parametrize("case", [*QUICK, *SMALL_PRODUCTS], ids=str)
 def test_every_side_of_a_case_does_the_same_work(case: Case) -> None:
-    theirs = harness.torch_library()
-    sides = {
-        "ours": case.setup(harness.minidl_library(), torch.float32),
-        "torch": case.setup(theirs, torch.float32),
-    }
-    sides |= {name: rival(theirs, torch.float32) for name, rival in case.rivals.items()}
-    errors = harness.verify(sides, case.setup(theirs, torch.float64))
+    _, errors = harness.checked(case, harness.minidl_library())
     assert max(errors.values()) < 1e-5
     assert max(errors.values()) > 0 or case.op == "relu"  # the oracle really is another precision
 
@@ -209,20 +283,39 @@ def test_every_side_of_a_case_does_the_same_work(case: Case) -> None:
 def run_main(monkeypatch: pytest.MonkeyPatch, out: Path, relu: Callable[[Tensor], Tensor], *argv: str) -> int:
     monkeypatch.setattr(cli, "select", lambda stems, tier: [RELU])
     monkeypatch.setattr(cli, "minidl_library", lambda: library(relu))
-    monkeypatch.setattr(cli, "EFFORT", dict.fromkeys(harness.TIERS, harness.Effort(0.02)))
+    monkeypatch.setattr(cli, "LONGEST", 0.02)
     return cli.main(["--threads", "1", "--out", str(out), *argv])
 
 
-def test_a_slow_op_passes_without_a_gate_and_fails_it(
+def test_a_slow_op_passes_without_a_check_and_fails_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "publish", lambda out, readme: None)
     assert run_main(monkeypatch, tmp_path, slow) == 0
-    assert run_main(monkeypatch, tmp_path, slow, "--gate", "0.001") == 0
+    assert run_main(monkeypatch, tmp_path, slow, "step", "--check", "--slack", "0.001") == 0
     assert "below" not in capsys.readouterr().err
-    assert run_main(monkeypatch, tmp_path, slow, "--gate", "0.9") == 1
-    assert "1 below the gate (0.9)" in capsys.readouterr().err
-    assert run_main(monkeypatch, tmp_path, slow, "--gate", "bars") == 1
+    assert run_main(monkeypatch, tmp_path, slow, "step", "--check") == 1
+    told = capsys.readouterr()
+    assert "again, for longer: 1 of 1" in told.out
+    assert "1 below a bar:\nfake relu 5000 forward, 1 thread, against torch: ratio 0." in told.err
+
+
+def test_what_misses_a_bar_is_measured_again_and_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [[row(op="good", bar=0.9)], [row(op="bad", bar=0.9, ratio=0.5), row(rival="fused", bar=0.9)]]
+    jobs: list[cli.Job] = [(RELU, 1), (replace(RELU, op="bad"), 2)]
+    seen: list[tuple[Any, ...]] = []
+
+    def run(again: Any, effort: harness.Effort) -> list[list[Row]]:
+        seen.append((again, effort))
+        return [[row(op="bad", bar=0.9, ratio=1.2)]]
+
+    monkeypatch.setattr(cli, "run", run)
+    groups = list(first)
+    cli.measure_again(jobs, groups, harness.Effort(0.5, 2), slack=0.1)
+    assert (groups, seen) == (first, [])
+    cli.measure_again(jobs, groups, harness.Effort(0.5, 2), slack=1)
+    assert seen == [([jobs[1]], harness.Effort(0.5 * cli.AGAIN, 2))]
+    assert groups == [first[0], [row(op="bad", bar=0.9, ratio=1.2)]]
 
 
 def test_a_wrong_op_ends_in_a_failure(
@@ -233,17 +326,28 @@ def test_a_wrong_op_ends_in_a_failure(
     assert report.read_csvs(tmp_path)[0].refused
 
 
-def test_the_gate_looks_at_barred_rows_against_plain_torch() -> None:
+def test_bars_are_held_against_every_rival_and_the_ceiling() -> None:
     rows = [
         row(op="no bar", ratio=0.1),
         row(op="fused", ratio=0.1, bar=2.0, rival="fused"),
         row(op="level", ratio=1.0, bar=0.9),
         row(op="behind", ratio=1.5, bar=2.0),
         row(op="nan", ratio=math.nan, bar=0.9),
+        row(op="far from the peak", share=0.7, share_bar=0.8, limit="FMA"),
+        row(op="refused", bar=2.0, ratio=math.nan, refused="why"),
     ]
-    assert [r.op for r in cli.gate_failures(rows, 0.9)] == ["nan"]
-    assert [r.op for r in cli.gate_failures(rows, 1.2)] == ["level", "nan"]
-    assert [r.op for r in cli.gate_failures(rows, "bars")] == ["behind", "nan"]
+    assert [r.op for r in rows if r.misses()] == ["fused", "behind", "nan", "far from the peak"]
+    assert [r.op for r in rows if r.misses(slack=0.75)] == ["fused", "nan"]
+    assert rows[3].misses() == ["ratio 1.5, bar 2"]
+    assert rows[5].misses() == ["70.0% of FMA, bar 80.0%"]
+
+
+def test_the_mean_of_the_whole_grid_has_a_bar() -> None:
+    rows = [row(ratio=1.0), row(ratio=2.0), row(ratio=9.0, rival="fused"), row(ratio=math.nan, refused="why")]
+    assert cli.complaints(rows, slack=1.0, whole=True) == ["the whole grid: geometric mean 1.41, bar 1.5"]
+    assert cli.complaints(rows, slack=0.9, whole=True) == []
+    assert cli.complaints(rows, slack=1.0, whole=False) == []
+    assert cli.complaints(rows[3:], slack=1.0, whole=True)  # nothing measured is no success
 
 
 def test_list_runs_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,84 +357,21 @@ def test_list_runs_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    "argv", [["nope"], ["--threads", "0"], ["--gate", "high"], ["--quick", "--full"]], ids=str
+    "argv",
+    [
+        ["nope"],
+        ["--threads", "0"],
+        ["--check", "--slack", "0"],
+        ["--check", "--slack", "2"],
+        ["--slack", "0.5"],
+        ["--quick", "--full"],
+    ],
+    ids=str,
 )
-def test_bad_arguments_are_usage_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_usage_errors(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run", None)
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv)
     assert "usage: minidl bench" in capsys.readouterr().err
-
-
-# -------------------------------------------------------------------------------------------- report
-
-
-def test_csv_round_trip(tmp_path: Path) -> None:
-    rows = [row(), row(threads=2, rival="fused", bar=0.9), row(stem="other")]
-    report.write_csvs(rows, tmp_path)
-    assert report.read_csvs(tmp_path) == rows
-    refused = Row("fake", "relu", "3", "full", 1, "torch", refused='ValueError: a, "b"\n')
-    report.write_csvs([refused], tmp_path)  # the other stem's file stays
-    back, other = report.read_csvs(tmp_path)
-    assert other == rows[2]
-    assert (back.refused, back.threads) == (refused.refused, 1)
-    assert math.isnan(back.ratio)
-
-
-def test_losses_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss, win = row(ratio=0.99), row(ratio=1.01)
-    assert "0.99<" in report.line(loss)
-    assert "<" not in report.line(win)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert report.line(loss).startswith("\033[31m")
-    assert not report.line(win).startswith("\033")
-    assert "🔴 0.99" in report.markdown_table([loss])
-    assert "🔴" not in report.markdown_table([win])
-
-
-def test_the_summary_counts_losses_against_plain_torch() -> None:
-    rows = [row(ratio=0.5), row(ratio=2.0), row(rival="fused", ratio=0.1)]
-    assert "| fake | 2 | 1.00 | 1 | 0.50: relu 4x2→4 forward, 1 thread(s) |" in report.summary_table(rows)
-
-
-def test_readme_section_is_replaced_and_replacing_again_changes_nothing(tmp_path: Path) -> None:
-    readme, out = tmp_path / "README.md", tmp_path / "bench"
-    readme.write_text(f"# before\n{report.BEGIN}\nold\n{report.END}\nafter \\1\n", encoding="utf-8")
-    report.write_csvs([row(op=r"re\1lu", ratio=0.5, bar=0.9)], out)
-    report.main(["--out", str(out), "--readme", str(readme)])
-    once = readme.read_text(encoding="utf-8")
-    report.main(["--out", str(out), "--readme", str(readme)])
-    assert readme.read_text(encoding="utf-8") == once
-    assert once.startswith(f"# before\n{report.BEGIN}\n")
-    assert once.endswith(f"{report.END}\nafter \\1\n")
-    assert "old" not in once
-    assert "a processor, SCALAR, 1 thread(s), torch 2.0, 2001-02-03" in once
-    assert r"re\1lu" in once
-    assert "(bench/table.md)" in once
-    assert str(tmp_path) not in once + (out / report.TABLE).read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("text", ["", report.BEGIN, report.END + report.BEGIN, report.BEGIN * 2 + report.END])
-def test_a_readme_without_its_markers_is_left_alone(text: str) -> None:
-    with pytest.raises(ValueError, match="needed"):
-        report.replace_section(text, "new")
-
-
-def test_the_report_needs_a_csv(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        report.main(["--out", str(tmp_path)])
-
-
-def test_the_plot_is_drawn_with_and_without_times(tmp_path: Path) -> None:
-    plot = pytest.importorskip("minidl.benchmarks.plot")
-    plot.draw([row(refused="why")], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
-    plot.draw([row(), row(ratio=0.5, threads=2), row(stem="other", rival="fused")], tmp_path / "some.png")
-    assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.1234, "0.123"), (1.234, "1.23"), (12.34, "12.3"), (1234.6, "1235"), (0, "0")]
-)
-def test_three_digits_and_no_exponent(value: float, text: str) -> None:
-    assert report.digits(value) == text
