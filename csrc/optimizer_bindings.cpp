@@ -224,12 +224,48 @@ bool adam_step(const py::dict& group, const py::dict& state) {
   });
 }
 
+// The gradients that there are of a tensor or an iterable of tensors.
+std::vector<at::Tensor> gradients(py::handle parameters) {
+  std::vector<at::Tensor> found;
+  const auto add = [&](py::handle parameter) {
+    if (!THPVariable_Check(parameter.ptr())) {
+      const auto type = py::str(py::type::handle_of(parameter).attr("__name__"));
+      throw py::attribute_error("'" + std::string(type) + "' object has no attribute 'grad'");
+    }
+    const at::Tensor& grad = THPVariable_Unpack(parameter.ptr()).grad();
+    if (grad.defined()) found.push_back(grad);
+  };
+  if (THPVariable_Check(parameters.ptr())) {
+    add(parameters);
+  } else {
+    for (const py::handle parameter : parameters) add(parameter);
+  }
+  return found;
+}
+
+at::Tensor total_norm(const std::vector<at::Tensor>& grads, double p) {
+  return run_kernel(grads, [&] { return ops::total_norm(grads, p); });
+}
+
+void clip_norm(const std::vector<at::Tensor>& grads, const at::Tensor& norm, double max_norm) {
+  run_kernel(grads, [&] { ops::clip_norm(grads, norm, max_norm); });
+}
+
+void clip_value(const std::vector<at::Tensor>& grads, double bound) {
+  run_kernel(grads, [&] { ops::clip_value(grads, bound); });
+}
+
 }  // namespace
 
 void bind_optimizers(py::module_& m) {
   m.def("sgd_step", torch::wrap_pybind_function(sgd_step), py::arg("group"), py::arg("state"));
   m.def("rmsprop_step", torch::wrap_pybind_function(rmsprop_step), py::arg("group"), py::arg("state"));
   m.def("adam_step", torch::wrap_pybind_function(adam_step), py::arg("group"), py::arg("state"));
+  m.def("gradients", torch::wrap_pybind_function(gradients), py::arg("parameters"));
+  m.def("total_norm", torch::wrap_pybind_function(total_norm), py::arg("grads"), py::arg("p"));
+  m.def("clip_norm", torch::wrap_pybind_function(clip_norm), py::arg("grads"), py::arg("norm"),
+        py::arg("max_norm"));
+  m.def("clip_value", torch::wrap_pybind_function(clip_value), py::arg("grads"), py::arg("bound"));
 }
 
 }  // namespace minidl

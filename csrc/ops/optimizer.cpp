@@ -163,6 +163,76 @@ void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
       });
 }
 
+// ---- clipping ---------------------------------------------------------------------------------------------
+
+void check_gradients(const char* op, TensorList grads) {
+  check_one_device(op, "gradients", grads);
+  for (const Tensor& g : grads) check_dtype(op, g);
+}
+
+// Float64 if one of them is: its rows are then walked as float64 copies where they are not.
+Tensor total_norm(TensorList grads, double p) {
+  const char* op = "total_norm";
+  check_gradients(op, grads);
+  const bool has_identity = p >= 0 && !std::isinf(p);
+  bool any_double = false;
+  for (const Tensor& g : grads) {
+    TORCH_CHECK(p != p || has_identity || g.sym_numel() > 0, "minidl::", op, " cannot compute the ", p,
+                " norm on an empty tensor because the operation does not have an identity");
+    any_double |= g.scalar_type() == at::kDouble;
+  }
+  const Tensor y = at::empty({}, grads[0].options().dtype(any_double ? at::kDouble : at::kFloat));
+  if (y.is_meta()) return y;
+  launch(op, y, [&](const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    Walkable walkable;
+    ShortList<Span<const T>> spans;
+    for (const Tensor& g : grads) {
+      const bool as_it_is = g.scalar_type() == y.scalar_type() && g.is_non_overlapping_and_dense();
+      const Tensor& x = as_it_is ? g : walkable.keep(g.to(y.scalar_type()).contiguous());
+      spans.push_back({data<T>(x), x.numel()});
+    }
+    k.total_norm(mutable_data<T>(y), spans.data(), std::ssize(spans), p, ctx);
+  });
+  return y;
+}
+
+// Checks, then calls f(k, spans, count, ctx) for each batch.
+template <class F>
+void clip(const char* op, TensorList grads, F f) {
+  check_gradients(op, grads);
+  for (const Tensor& g : grads) check_writable(g);
+  if (grads.empty() || grads[0].is_meta()) return;
+  launch_batches(op, grads, [&](const auto& batch, const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    Walkable walkable;
+    ShortList<Span<T>> spans;
+    for (const size_t i : batch) {
+      const Tensor& x = walkable.written(grads[i]);
+      spans.push_back({mutable_data<T>(x), x.numel()});
+    }
+    f(k, spans.data(), std::ssize(spans), ctx);
+    walkable.finish();
+  });
+  bump_versions(grads);
+}
+
+void clip_norm(TensorList grads, const Tensor& norm, double max_norm) {
+  TORCH_CHECK(norm.dim() == 0, "minidl::clip_norm: expected total_norm to have 0 dimensions, but it has ",
+              norm.dim());
+  if (grads.empty()) return;
+  const Tensor in_double = norm.to(grads[0].device(), at::kDouble);
+  clip("clip_norm", grads, [&](const auto& k, const auto* spans, int64_t count, const Context& ctx) {
+    k.clip_norm(spans, count, data<double>(in_double), max_norm, ctx);
+  });
+}
+
+void clip_value(TensorList grads, double bound) {
+  clip("clip_value", grads, [&](const auto& k, const auto* spans, int64_t count, const Context& ctx) {
+    k.clip_value(spans, count, bound, ctx);
+  });
+}
+
 }  // namespace
 
 void ops::sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers, at::IntArrayRef first,
@@ -190,6 +260,21 @@ void ops::adam_step(TensorList params, TensorList grads, TensorList exp_avgs, Te
           amsgrad, decoupled_weight_decay, maximize);
 }
 
+Tensor ops::total_norm(TensorList grads, double p) {
+  static const auto op = find_op<decltype(ops::total_norm)>("minidl::total_norm");
+  return op.call(grads, p);
+}
+
+void ops::clip_norm(TensorList grads, const Tensor& norm, double max_norm) {
+  static const auto op = find_op<decltype(ops::clip_norm)>("minidl::clip_norm");
+  op.call(grads, norm, max_norm);
+}
+
+void ops::clip_value(TensorList grads, double bound) {
+  static const auto op = find_op<decltype(ops::clip_value)>("minidl::clip_value");
+  op.call(grads, bound);
+}
+
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(
       m, "sgd_step",
@@ -209,6 +294,12 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
       "float weight_decay=0, bool amsgrad=False, bool decoupled_weight_decay=False, bool maximize=False) "
       "-> ()",
       adam_step, WithoutGraph<ops::adam_step>::call);
+  define_op(m, "total_norm", "(Tensor[] grads, float p) -> Tensor", total_norm,
+            WithoutGraph<ops::total_norm>::call);
+  define_op(m, "clip_norm", "(Tensor(a!)[] grads, Tensor norm, float max_norm) -> ()", clip_norm,
+            WithoutGraph<ops::clip_norm>::call);
+  define_op(m, "clip_value", "(Tensor(a!)[] grads, float bound) -> ()", clip_value,
+            WithoutGraph<ops::clip_value>::call);
 }
 
 }  // namespace minidl
