@@ -1,4 +1,4 @@
-"""One optimizer step over all parameters of a model, against torch's default, foreach and fused ones."""
+"""One optimizer step over all parameters of a model, against torch's default, foreach and fused ones; clipping."""
 
 from __future__ import annotations
 
@@ -120,7 +120,51 @@ def case(op: str, model: str) -> Case:
     )
 
 
+def clip_setup(
+    lib: Library, dtype: torch.dtype, *, function: str, shapes: Shapes, arguments: tuple[float, ...]
+) -> Work:
+    source = Source(dtype)
+    params = [source.normal(*shape, grad=True) for shape in shapes]
+    grads = [source.normal(*shape) for shape in shapes]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g.clone()
+    clip = partial(getattr(lib.nn.utils, function), params, *arguments)
+
+    def check() -> list[Tensor]:
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g.clone()
+        norm = clip()
+        return [*(p.grad for p in params if p.grad is not None), *([] if norm is None else [norm])]
+
+    return Work(clip, check)
+
+
+# name: function, arguments, floats moved an element. A norm of -1 turns the gradients round, so that every call
+# has something to scale; one of infinity never does, as in most steps of a training.
+CLIPPING: dict[str, tuple[str, tuple[float, ...], int]] = {
+    "clip_grad_norm_": ("clip_grad_norm_", (-1.0,), 3),
+    "clip_grad_norm_within": ("clip_grad_norm_", (float("inf"),), 1),
+    "clip_grad_value_": ("clip_grad_value_", (0.5,), 2),
+}
+
+
+def clip_cases() -> Iterator[Case]:
+    for op, (function, arguments, floats) in CLIPPING.items():
+        for model in ("mnist", "11M"):
+            shapes, tier = MODELS[model]
+            yield Case(
+                "optimizer",
+                op,
+                model,
+                "step",
+                partial(clip_setup, function=function, shapes=shapes, arguments=arguments),
+                bytes=4.0 * floats * sum(torch.Size(shape).numel() for shape in shapes),
+                tier=tier,
+            )
+
+
 def cases() -> Iterator[Case]:
     for op, model in product(ALGORITHMS, MODELS):
         if model != "100M" or op in HUGE:
             yield case(op, model)
+    yield from clip_cases()

@@ -22,9 +22,15 @@ inline void check_same_dtype(const char* op, const char* x_name, const at::Tenso
               " to be on the same device, but got ", x.device(), " and ", y.device());
 }
 
+inline bool same_shape(const at::Tensor& x, const at::Tensor& y) {
+  const bool symbolic = x.unsafeGetTensorImpl()->has_symbolic_sizes_strides() ||
+                        y.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  return symbolic ? x.sym_sizes() == y.sym_sizes() : x.sizes() == y.sizes();  // the latter takes a tenth
+}
+
 inline void check_same_shape(const char* op, const char* x_name, const at::Tensor& x, const char* y_name,
                              const at::Tensor& y) {
-  TORCH_CHECK(x.sym_sizes() == y.sym_sizes(), "minidl::", op, ": expected ", x_name, " and ", y_name,
+  TORCH_CHECK(same_shape(x, y), "minidl::", op, ": expected ", x_name, " and ", y_name,
               " to have the same shape, but got ", x.sym_sizes(), " and ", y.sym_sizes());
 }
 

@@ -91,6 +91,13 @@ struct OptimizerTensor {
   bool first;                       // sgd: the momentum buffer is not read but becomes the gradient
 };
 
+// One of a list of tensors that a kernel walks as if they were one: n elements, in any order.
+template <class T>
+struct Span {
+  T* x;
+  int64_t n;
+};
+
 struct SgdParams {
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize;

@@ -4,6 +4,7 @@
 #include "optimizer_bindings.h"
 
 #include <ATen/core/grad_mode.h>
+#include <c10/util/SmallVector.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -47,9 +48,11 @@ py::handle option(const py::dict& group) {
   return value;
 }
 
-// Any number, a tensor of one element included.
+// Any number, a tensor of one element included. To ask whether something is a tensor takes longer than the
+// rest.
 double to_number(py::handle x) {
-  if (PyFloat_Check(x.ptr())) return PyFloat_AS_DOUBLE(x.ptr());
+  if (PyFloat_CheckExact(x.ptr())) return PyFloat_AS_DOUBLE(x.ptr());
+  if (PyLong_CheckExact(x.ptr())) return x.cast<double>();
   if (THPVariable_Check(x.ptr())) return THPVariable_Unpack(x.ptr()).detach().item().toDouble();
   return x.cast<double>();
 }
@@ -77,10 +80,12 @@ const at::Tensor& tensor(py::handle x) {
 
 // Tensors that Python objects own. The objects are held and the tensors borrowed: counting a reference to a
 // tensor that has a Python object takes the GIL, which for a small update is a fifth of its time.
+// Those of a small model need no memory from the heap.
 class PythonTensors {
  public:
   PythonTensors() = default;
-  PythonTensors(PythonTensors&&) = default;
+  PythonTensors(const PythonTensors&) = delete;
+  PythonTensors& operator=(const PythonTensors&) = delete;
   ~PythonTensors() {
     for (at::Tensor& x : tensors_) c10::MaybeOwnedTraits<at::Tensor>::destroyBorrow(x);
   }
@@ -91,43 +96,62 @@ class PythonTensors {
   operator at::TensorList() const { return tensors_; }
 
  private:
-  std::vector<at::Tensor> tensors_;
-  std::vector<py::object> owners_;
+  c10::SmallVector<at::Tensor, 8> tensors_;
+  c10::SmallVector<py::object, 8> owners_;
+};
+
+// state[param] for one parameter after another. They nearly always stand in one order in both, so the entry
+// is looked for from the last one onwards, by identity: the hash of a tensor is a call into Python.
+class StateOf {
+ public:
+  explicit StateOf(const py::dict& state) : state_(state) {}
+  py::handle operator()(py::handle param) {
+    PyObject *key = nullptr, *value = nullptr;
+    while (in_order_ && (in_order_ = PyDict_Next(state_.ptr(), &position_, &key, &value))) {
+      if (key == param.ptr()) return value;
+    }
+    return find(state_, param.ptr());
+  }
+
+ private:
+  const py::dict& state_;
+  Py_ssize_t position_ = 0;
+  bool in_order_ = true;
 };
 
 // The tensors of those parameters of a group that have a gradient, with one list for each name of their
 // state.
 struct GroupTensors {
   PythonTensors params;
-  std::vector<at::Tensor> grads;
+  c10::SmallVector<at::Tensor, 8> grads;
   std::array<PythonTensors, 4> state;
 };
 
-// A name that is nullptr stands for an empty list. Nothing if one of the parameters lacks state of one of the
+// A name that is nullptr stands for an empty list. False if one of the parameters lacks state of one of the
 // names.
-std::optional<GroupTensors> gather(const py::dict& group, const py::dict& state,
-                                   std::initializer_list<PyObject*> names) {
-  GroupTensors found;
+bool gather(const py::dict& group, const py::dict& state, std::initializer_list<PyObject*> names,
+            GroupTensors& found) {
   const bool stateless = std::all_of(names.begin(), names.end(), [](PyObject* name) { return !name; });
+  StateOf state_of(state);
   for (py::handle param : option<"params">(group)) {
     const at::Tensor& grad = tensor(param).grad();
     if (!grad.defined()) continue;
     found.params.push_back(param);
     found.grads.push_back(grad);
     if (stateless) continue;
-    const py::handle of_param = find(state, param.ptr());
-    if (!of_param) return std::nullopt;
+    const py::handle of_param = state_of(param);
+    if (!of_param) return false;
     auto list = found.state.begin();
     for (PyObject* name : names) {
       if (name) {
         const py::handle value = find(of_param, name);
-        if (!value || value.is_none()) return std::nullopt;
+        if (!value || value.is_none()) return false;
         list->push_back(value);
       }
       ++list;
     }
   }
-  return found;
+  return true;
 }
 
 template <Literal name>
@@ -139,20 +163,27 @@ void check_off(const py::dict& group) {
       "works beside minidl's kernels");
 }
 
+// f() without grad mode and, if there is enough to do, without the GIL: handing it over takes longer than a
+// small update.
+template <class F>
+auto run_kernel(at::TensorList tensors, F f) {
+  int64_t elements = 0;
+  for (const at::Tensor& x : tensors) elements += x.numel();
+  std::optional<py::gil_scoped_release> no_gil;
+  if (elements > 10000) no_gil.emplace();
+  const at::NoGradGuard no_grad;
+  return f();
+}
+
 // gather, then step(tensors); whether there was all the state it takes.
 template <class Step>
 bool run(const py::dict& group, const py::dict& state, std::initializer_list<PyObject*> names, Step step) {
   check_off<"differentiable">(group);
   check_off<"capturable">(group);
-  const auto tensors = gather(group, state, names);
-  if (!tensors) return false;
-  if (tensors->grads.empty()) return true;  // the dispatcher has nothing to go by
-  int64_t elements = 0;
-  for (const at::Tensor& grad : tensors->grads) elements += grad.numel();
-  std::optional<py::gil_scoped_release> no_gil;
-  if (elements > 10000) no_gil.emplace();  // handing the GIL over takes longer than a smaller update
-  const at::NoGradGuard no_grad;
-  step(*tensors);
+  GroupTensors tensors;
+  if (!gather(group, state, names, tensors)) return false;
+  if (tensors.grads.empty()) return true;  // the dispatcher has nothing to go by
+  run_kernel(tensors.grads, [&] { step(tensors); });
   return true;
 }
 
@@ -193,12 +224,48 @@ bool adam_step(const py::dict& group, const py::dict& state) {
   });
 }
 
+// The gradients that there are of a tensor or an iterable of tensors.
+std::vector<at::Tensor> gradients(py::handle parameters) {
+  std::vector<at::Tensor> found;
+  const auto add = [&](py::handle parameter) {
+    if (!THPVariable_Check(parameter.ptr())) {
+      const auto type = py::str(py::type::handle_of(parameter).attr("__name__"));
+      throw py::attribute_error("'" + std::string(type) + "' object has no attribute 'grad'");
+    }
+    const at::Tensor& grad = THPVariable_Unpack(parameter.ptr()).grad();
+    if (grad.defined()) found.push_back(grad);
+  };
+  if (THPVariable_Check(parameters.ptr())) {
+    add(parameters);
+  } else {
+    for (const py::handle parameter : parameters) add(parameter);
+  }
+  return found;
+}
+
+at::Tensor total_norm(const std::vector<at::Tensor>& grads, double p) {
+  return run_kernel(grads, [&] { return ops::total_norm(grads, p); });
+}
+
+void clip_norm(const std::vector<at::Tensor>& grads, const at::Tensor& norm, double max_norm) {
+  run_kernel(grads, [&] { ops::clip_norm(grads, norm, max_norm); });
+}
+
+void clip_value(const std::vector<at::Tensor>& grads, double bound) {
+  run_kernel(grads, [&] { ops::clip_value(grads, bound); });
+}
+
 }  // namespace
 
 void bind_optimizers(py::module_& m) {
   m.def("sgd_step", torch::wrap_pybind_function(sgd_step), py::arg("group"), py::arg("state"));
   m.def("rmsprop_step", torch::wrap_pybind_function(rmsprop_step), py::arg("group"), py::arg("state"));
   m.def("adam_step", torch::wrap_pybind_function(adam_step), py::arg("group"), py::arg("state"));
+  m.def("gradients", torch::wrap_pybind_function(gradients), py::arg("parameters"));
+  m.def("total_norm", torch::wrap_pybind_function(total_norm), py::arg("grads"), py::arg("p"));
+  m.def("clip_norm", torch::wrap_pybind_function(clip_norm), py::arg("grads"), py::arg("norm"),
+        py::arg("max_norm"));
+  m.def("clip_value", torch::wrap_pybind_function(clip_value), py::arg("grads"), py::arg("bound"));
 }
 
 }  // namespace minidl

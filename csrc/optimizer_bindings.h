@@ -1,4 +1,4 @@
-// How minidl/optim.py reaches the optimizer operators.
+// How minidl/optim.py and minidl/nn/utils.py reach the operators on lists.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -6,7 +6,8 @@ namespace minidl {
 
 // Adds sgd_step, rmsprop_step and adam_step: (group, state) -> bool, with group one of an optimizer's
 // param_groups and state its state. One step for the parameters that have a gradient; False, with nothing
-// changed, if one of them lacks state that the group's options ask for.
+// changed, if one of them lacks state that the group's options ask for. And gradients: (parameters) -> list,
+// with the operators that clip it, which run without grad mode.
 void bind_optimizers(pybind11::module_& m);
 
 }  // namespace minidl

@@ -11,7 +11,7 @@ import torch.nn.functional as TF
 from torch import Tensor
 
 import minidl
-from minidl import _C, _build_info, data, optim
+from minidl import _C, _build_info, data, nn, optim
 from minidl import functional as F
 
 
@@ -66,6 +66,11 @@ def self_test() -> Iterator[str]:
             for name in ("SGD", "RMSprop", "Adam", "AdamW"):
                 try:
                     _compare_optimizer(name)
+                except Exception as error:
+                    yield f"{name} on {isa}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            for name in ("clip_grad_norm_", "clip_grad_value_"):
+                try:
+                    _compare_clipping(name)
                 except Exception as error:
                     yield f"{name} on {isa}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
     finally:
@@ -128,3 +133,13 @@ def _compare_optimizer(name: str) -> None:
         return p.detach()
 
     torch.testing.assert_close(run(optim), run(torch.optim), rtol=1e-4, atol=1e-5)
+
+
+def _compare_clipping(name: str) -> None:
+    def run(module: Any) -> Tensor | None:
+        p = torch.linspace(-1, 1, 61).requires_grad_()
+        p.grad = p.detach().sin()
+        getattr(module.utils, name)([p], 0.5)
+        return p.grad
+
+    torch.testing.assert_close(run(nn), run(torch.nn), rtol=1e-4, atol=1e-5)

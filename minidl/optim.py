@@ -5,8 +5,8 @@ and its layout, hooks, ``state_dict`` and ``load_state_dict`` both ways, learnin
 are those in the documentation of torch's classes.
 
 Parameters are float32 or float64 CPU tensors of any layout. A step raises, before it writes anything of a
-group, RuntimeError for sparse gradients and NotImplementedError for complex and other dtypes, for
-``differentiable=True`` and for ``capturable=True``. ``foreach`` and ``fused`` are accepted and change
+group, NotImplementedError for sparse gradients, complex and other dtypes, ``differentiable=True`` and
+``capturable=True``. ``foreach`` and ``fused`` are accepted and change
 nothing: an update always is one pass.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import _profiler_enabled
 from torch.optim import Optimizer, lr_scheduler, swa_utils
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -39,7 +40,14 @@ class _KernelStep(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient, after ``closure``, whose result is returned."""
-        if torch.compiler.is_compiling() or _is_watched(self):
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or _profiler_enabled()
+        ):
             return _watched_step(self) if closure is None else _watched_step(self, closure)
         return _step(self, closure)
 
@@ -64,16 +72,6 @@ def _step(self: _KernelStep, closure: Callable[[], Any] | None = None) -> Any:
 
 # What torch does around a step, and for torch.compile a break in the graph.
 _watched_step = torch._disable_dynamo(Optimizer.profile_hook_step(_step))
-
-
-def _is_watched(optimizer: Optimizer) -> bool:
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-        or torch.autograd._profiler_enabled()
-    )
 
 
 def _number(option: float | Tensor) -> float:

@@ -41,6 +41,11 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
                double beta1, double beta2, double eps, double weight_decay, bool amsgrad,
                bool decoupled_weight_decay, bool maximize);
 
+// The norm of order p of the list as of one vector, and in-place clipping by it or by value.
+at::Tensor total_norm(at::TensorList grads, double p);
+void clip_norm(at::TensorList grads, const at::Tensor& norm, double max_norm);
+void clip_value(at::TensorList grads, double bound);
+
 double fma_loop(at::ScalarType dtype, int64_t iterations);
 
 }  // namespace minidl::ops

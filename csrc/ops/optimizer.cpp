@@ -1,18 +1,11 @@
-// In-place updates of lists of parameters. Unlike the other operators these have no derivative: under grad
-// mode they raise for tensors that require one.
-#include <ATen/MemoryOverlap.h>
-
-#include <algorithm>
+// In-place updates of lists of parameters, and clipping of lists of gradients. Unlike the other operators
+// these have no derivative: under grad mode they raise for tensors that require one.
 #include <cmath>
-#include <forward_list>
-#include <vector>
 
-#include "ops/op.h"
+#include "ops/tensor_list.h"
 
 namespace minidl {
 namespace {
-
-using at::TensorList;
 
 // One tensor a parameter, if the options at hand use it.
 struct StateList {
@@ -32,7 +25,7 @@ struct Update {
 void check_written(const char* op, const Tensor& param, const char* name, const Tensor& x) {
   check_same_dtype(op, "param", param, name, x);
   check_same_shape(op, "param", param, name, x);
-  if (!x.is_non_overlapping_and_dense()) at::assert_no_internal_overlap(x);
+  check_writable(x);
 }
 
 void check_gradient(const char* op, const Tensor& param, const Tensor& grad) {
@@ -59,12 +52,10 @@ void check(const Update& u) {
   check_length(u, {"grad", u.grads, true});
   for (const StateList& s : u.state) check_length(u, s);
   check_length(u, u.steps);
+  check_one_device(u.op, "params", u.params);
   for (size_t i = 0; i < u.params.size(); ++i) {
     check_gradient(u.op, u.params[i], u.grads[i]);
-    TORCH_CHECK(u.params[i].device() == u.params[0].device(), "minidl::", u.op,
-                ": expected all params of one call on one device, but got ", u.params[0].device(), " and ",
-                u.params[i].device());
-    check_written(u.op, u.params[i], "param", u.params[i]);
+    check_writable(u.params[i]);
     for (const StateList& s : u.state) {
       if (s.used) check_written(u.op, u.params[i], s.name, s.tensors[i]);
     }
@@ -78,100 +69,39 @@ double count_step(const Tensor& step) {
   return *step.mutable_data_ptr<float>() += 1;
 }
 
-// Equal order of elements in memory. Strides of one-element dimensions say nothing, hence the first test.
-bool same_layout(const Tensor& x, const Tensor& y) {
-  return (x.is_contiguous() && y.is_contiguous()) || x.strides() == y.strides();
+// The row of pointers of parameter i.
+template <class T>
+OptimizerTensor<T> row(const Update& u, size_t i, Walkable& walkable) {
+  const Tensor& p = walkable.written(u.params[i]);
+  OptimizerTensor<T> row = {
+      .p = mutable_data<T>(p), .g = data<T>(walkable.read(u.grads[i], p)), .n = p.numel()};
+  for (size_t k = 0; k < u.state.size(); ++k) {
+    if (u.state[k].used) row.state[k] = mutable_data<T>(walkable.written(u.state[k].tensors[i], p));
+  }
+  return row;
 }
 
-// Rows of pointers for a kernel. What a flat loop cannot walk together with its parameter is copied, and the
-// copy is written back by finish().
-class Rows {
- public:
-  explicit Rows(const Update& u) : u_(u) {}
-
-  // References throughout: a copy of a Tensor that Python knows takes the GIL.
-  template <class T>
-  OptimizerTensor<T> row(size_t i) {
-    const Tensor& param = u_.params[i];
-    const Tensor& grad = u_.grads[i];
-    const Tensor& p = param.is_non_overlapping_and_dense() ? param : staged(param, param);
-    const Tensor& g = same_layout(grad, p) ? grad : copies_.emplace_front(laid_out_as(grad, p));
-    OptimizerTensor<T> row = {.p = mutable_data<T>(p), .g = data<T>(g), .n = p.numel()};
-    for (size_t k = 0; k < u_.state.size(); ++k) {
-      if (!u_.state[k].used) continue;
-      const Tensor& s = u_.state[k].tensors[i];
-      row.state[k] = mutable_data<T>(same_layout(s, p) ? s : staged(s, p));
-    }
-    return row;
-  }
-
-  void finish() {
-    for (const auto& [target, copy] : write_back_) target->copy_(*copy);
-  }
-
- private:
-  const Tensor& staged(const Tensor& x, const Tensor& like) {
-    const Tensor& copy = copies_.emplace_front(at::empty_like(like).copy_(x));
-    write_back_.emplace_back(&x, &copy);
-    return copy;
-  }
-
-  const Update& u_;
-  std::forward_list<Tensor> copies_;  // a list: references into it stay valid
-  std::vector<std::pair<const Tensor*, const Tensor*>> write_back_;
-};
-
-void bump_versions(const Update& u) {
-  const auto bump = [](TensorList list) {
-    for (const Tensor& x : list) {
-      if (!x.is_inference()) x.unsafeGetTensorImpl()->bump_version();
-    }
-  };
-  bump(u.params);
-  for (const StateList& s : u.state) {
-    if (s.used) bump(s.tensors);
-  }
-  bump(u.steps.tensors);
-}
-
-bool has_duplicates(TensorList list) {
-  std::vector<const void*> sorted;
-  for (const Tensor& x : list) sorted.push_back(x.unsafeGetTensorImpl());
-  std::sort(sorted.begin(), sorted.end());
-  return std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end();
-}
-
-// Checks, then calls prepare(row, i) for each parameter and step(k, rows, count, ctx) for those of each
-// dtype.
+// Checks, then calls prepare(row, i) for each parameter and step(k, rows, count, ctx) for each batch.
 template <class Prepare, class Step>
 void update(const Update& u, Prepare prepare, Step step) {
   check(u);
   if (u.params.empty() || u.params[0].is_meta()) return;
-  // A parameter that is listed twice is updated twice, one update after the other, as torch does.
-  const size_t batch = has_duplicates(u.params) ? 1 : u.params.size();
-  for (size_t begin = 0; begin < u.params.size(); begin += batch) {
-    Rows rows(u);
-    for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
-      const auto is_dtype = [&](const Tensor& x) { return x.scalar_type() == dtype; };
-      const auto end = u.params.begin() + begin + batch;
-      const auto first = std::find_if(u.params.begin() + begin, end, is_dtype);
-      if (first == end) continue;
-      launch(u.op, *first, [&](const auto& k, auto zero, const Context& ctx) {
-        using T = decltype(zero);
-        std::vector<OptimizerTensor<T>> of_dtype;
-        of_dtype.reserve(batch);
-        for (auto p = first; p != end; ++p) {
-          if (!is_dtype(*p)) continue;
-          const size_t i = p - u.params.begin();
-          of_dtype.push_back(rows.row<T>(i));
-          prepare(of_dtype.back(), i);
-        }
-        step(k, of_dtype.data(), std::ssize(of_dtype), ctx);
-      });
+  launch_batches(u.op, u.params, [&](const auto& batch, const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    Walkable walkable;
+    ShortList<OptimizerTensor<T>> rows;
+    for (const size_t i : batch) {
+      rows.push_back(row<T>(u, i, walkable));
+      prepare(rows.back(), i);
     }
-    rows.finish();
+    step(k, rows.data(), std::ssize(rows), ctx);
+    walkable.finish();
+  });
+  bump_versions(u.params);
+  for (const StateList& s : u.state) {
+    if (s.used) bump_versions(s.tensors);
   }
-  bump_versions(u);
+  bump_versions(u.steps.tensors);
 }
 
 void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers, at::IntArrayRef first,
@@ -233,26 +163,75 @@ void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
       });
 }
 
-// What the Autograd key calls: the update itself, unless a graph is wanted, or something is sparse: the
-// dispatcher would say that in a page of keys.
-template <auto op, class Signature>
-struct WithoutGraph;
-template <auto op, class... Args>
-struct WithoutGraph<op, void(TensorList, TensorList, Args...)> {
-  static void call(TensorList params, TensorList grads, Args... args) {
-    for (const TensorList list : {params, grads}) {
-      for (const Tensor& x : list) {
-        TORCH_CHECK(!needs_graph(x),
-                    "minidl: an optimizer step has no derivative; call it under torch.no_grad()");
-        TORCH_CHECK(x.layout() == at::kStrided,
-                    "minidl.optim does not support sparse gradients or parameters; "
-                    "please consider an optimizer of torch.optim that does, such as SparseAdam");
-      }
-    }
-    at::AutoDispatchBelowADInplaceOrView guard;
-    op(params, grads, args...);
+// ---- clipping ---------------------------------------------------------------------------------------------
+
+void check_gradients(const char* op, TensorList grads) {
+  check_one_device(op, "gradients", grads);
+  for (const Tensor& g : grads) check_dtype(op, g);
+}
+
+// Float64 if one of them is: its rows are then walked as float64 copies where they are not.
+Tensor total_norm(TensorList grads, double p) {
+  const char* op = "total_norm";
+  check_gradients(op, grads);
+  const bool has_identity = p >= 0 && !std::isinf(p);
+  bool any_double = false;
+  for (const Tensor& g : grads) {
+    TORCH_CHECK(p != p || has_identity || g.sym_numel() > 0, "minidl::", op, " cannot compute the ", p,
+                " norm on an empty tensor because the operation does not have an identity");
+    any_double |= g.scalar_type() == at::kDouble;
   }
-};
+  const Tensor y = at::empty({}, grads[0].options().dtype(any_double ? at::kDouble : at::kFloat));
+  if (y.is_meta()) return y;
+  launch(op, y, [&](const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    Walkable walkable;
+    ShortList<Span<const T>> spans;
+    for (const Tensor& g : grads) {
+      const bool as_it_is = g.scalar_type() == y.scalar_type() && g.is_non_overlapping_and_dense();
+      const Tensor& x = as_it_is ? g : walkable.keep(g.to(y.scalar_type()).contiguous());
+      spans.push_back({data<T>(x), x.numel()});
+    }
+    k.total_norm(mutable_data<T>(y), spans.data(), std::ssize(spans), p, ctx);
+  });
+  return y;
+}
+
+// Checks, then calls f(k, spans, count, ctx) for each batch.
+template <class F>
+void clip(const char* op, TensorList grads, F f) {
+  check_gradients(op, grads);
+  for (const Tensor& g : grads) check_writable(g);
+  if (grads.empty() || grads[0].is_meta()) return;
+  launch_batches(op, grads, [&](const auto& batch, const auto& k, auto zero, const Context& ctx) {
+    using T = decltype(zero);
+    Walkable walkable;
+    ShortList<Span<T>> spans;
+    for (const size_t i : batch) {
+      const Tensor& x = walkable.written(grads[i]);
+      spans.push_back({mutable_data<T>(x), x.numel()});
+    }
+    f(k, spans.data(), std::ssize(spans), ctx);
+    walkable.finish();
+  });
+  bump_versions(grads);
+}
+
+void clip_norm(TensorList grads, const Tensor& norm, double max_norm) {
+  TORCH_CHECK(norm.dim() == 0, "minidl::clip_norm: expected total_norm to have 0 dimensions, but it has ",
+              norm.dim());
+  if (grads.empty()) return;
+  const Tensor in_double = norm.to(grads[0].device(), at::kDouble);
+  clip("clip_norm", grads, [&](const auto& k, const auto* spans, int64_t count, const Context& ctx) {
+    k.clip_norm(spans, count, data<double>(in_double), max_norm, ctx);
+  });
+}
+
+void clip_value(TensorList grads, double bound) {
+  clip("clip_value", grads, [&](const auto& k, const auto* spans, int64_t count, const Context& ctx) {
+    k.clip_value(spans, count, bound, ctx);
+  });
+}
 
 }  // namespace
 
@@ -281,25 +260,46 @@ void ops::adam_step(TensorList params, TensorList grads, TensorList exp_avgs, Te
           amsgrad, decoupled_weight_decay, maximize);
 }
 
+Tensor ops::total_norm(TensorList grads, double p) {
+  static const auto op = find_op<decltype(ops::total_norm)>("minidl::total_norm");
+  return op.call(grads, p);
+}
+
+void ops::clip_norm(TensorList grads, const Tensor& norm, double max_norm) {
+  static const auto op = find_op<decltype(ops::clip_norm)>("minidl::clip_norm");
+  op.call(grads, norm, max_norm);
+}
+
+void ops::clip_value(TensorList grads, double bound) {
+  static const auto op = find_op<decltype(ops::clip_value)>("minidl::clip_value");
+  op.call(grads, bound);
+}
+
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(
       m, "sgd_step",
       "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, int[] first=[], *, float lr, "
       "float momentum=0, float dampening=0, float weight_decay=0, bool nesterov=False, bool maximize=False) "
       "-> ()",
-      sgd_step, WithoutGraph<ops::sgd_step, decltype(ops::sgd_step)>::call);
+      sgd_step, WithoutGraph<ops::sgd_step>::call);
   define_op(m, "rmsprop_step",
             "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] square_avgs, Tensor(c!)[] momentum_buffers, "
             "Tensor(d!)[] grad_avgs, Tensor(e!)[] steps, *, float lr, float alpha, float eps, "
             "float weight_decay=0, float momentum=0, bool centered=False, bool maximize=False) -> ()",
-            rmsprop_step, WithoutGraph<ops::rmsprop_step, decltype(ops::rmsprop_step)>::call);
+            rmsprop_step, WithoutGraph<ops::rmsprop_step>::call);
   define_op(
       m, "adam_step",
       "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, *, float lr, float beta1, float beta2, float eps, "
       "float weight_decay=0, bool amsgrad=False, bool decoupled_weight_decay=False, bool maximize=False) "
       "-> ()",
-      adam_step, WithoutGraph<ops::adam_step, decltype(ops::adam_step)>::call);
+      adam_step, WithoutGraph<ops::adam_step>::call);
+  define_op(m, "total_norm", "(Tensor[] grads, float p) -> Tensor", total_norm,
+            WithoutGraph<ops::total_norm>::call);
+  define_op(m, "clip_norm", "(Tensor(a!)[] grads, Tensor norm, float max_norm) -> ()", clip_norm,
+            WithoutGraph<ops::clip_norm>::call);
+  define_op(m, "clip_value", "(Tensor(a!)[] grads, float bound) -> ()", clip_value,
+            WithoutGraph<ops::clip_value>::call);
 }
 
 }  // namespace minidl

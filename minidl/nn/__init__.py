@@ -21,10 +21,9 @@ from torch.nn import (
     Unflatten,
     init,
     parameter,
-    utils,
 )
 
-from minidl.nn import functional
+from minidl.nn import functional, utils
 from minidl.nn.activation import (
     GELU,
     LeakyReLU,

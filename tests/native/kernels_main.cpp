@@ -125,12 +125,50 @@ void check_optimizers() {
 }
 
 template <class T>
+void check_clipping() {
+  const int64_t lengths_of[] = {7, 0, 1, 17, 2051, 33, 4100};
+  constexpr int count = 7;
+  for (const bool special : {false, true}) {
+    std::vector<Buffer<T>> x;
+    std::vector<Output<T>> outputs;
+    for (const int64_t n : lengths_of) {
+      x.push_back(random<T>(n, -3, 3, special));
+      outputs.push_back({n, x.back().data()});
+    }
+    for (const double p : {2.0, 1.0, 0.0, 3.0, 0.5, -1.0, double(INFINITY), -double(INFINITY)}) {
+      check<T>(
+          "total_norm", sizes("10 p %ld, special %ld", std::isinf(p) ? 999 * (p > 0) : 10 * p, special),
+          {{1}}, RUN {
+            Span<const T> spans[count];
+            for (int i = 0; i < count; ++i) spans[i] = {x[i].data(), lengths_of[i]};
+            k.total_norm(o[0], spans, count, p, ctx);
+          });
+    }
+    for (const double norm : {5.0, 0.0, double(INFINITY), double(NAN)}) {
+      const auto clip = [&](const char* kernel, auto call) {
+        check<T>(
+            kernel, sizes("norm %ld, special %ld", std::isfinite(norm) ? norm : 999, special), outputs, RUN {
+              Span<T> spans[count];
+              for (int i = 0; i < count; ++i) spans[i] = {o[i], lengths_of[i]};
+              call(k, spans, ctx);
+            });
+      };
+      clip("clip_norm",
+           [&](const auto& k, const auto* spans, Context ctx) { k.clip_norm(spans, count, &norm, 2, ctx); });
+      clip("clip_value",
+           [&](const auto& k, const auto* spans, Context ctx) { k.clip_value(spans, count, norm, ctx); });
+    }
+  }
+}
+
+template <class T>
 void check_all() {
   check_activations<T>();
   check_matmul<T>();
   check_losses<T>();
   check_softmax<T>();
   check_optimizers<T>();
+  check_clipping<T>();
   check<T>(
       "fma_loop", "iterations 3", {{1}}, RUN {
         double operations = 0;
