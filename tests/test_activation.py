@@ -32,7 +32,9 @@ def pair(request):
 
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 31, 33, 1009])
 def test_sizes(isa, dtype, pair, n):
-    assert_same_gradients(*pair, torch.randn(n, dtype=dtype) * 3)
+    x = torch.randn(n, dtype=dtype) * 3
+    x[:1] = 0.7  # where no derivative is small: rounding is measured by the largest result
+    assert_same_gradients(*pair, x)
 
 
 def test_many_elements_on_two_threads(isa, dtype, pair, two_threads):

@@ -60,7 +60,7 @@ struct GeluTanh {
   static MINIDL_INLINE Vec<T> gate(Vec<T> x, Vec<T>& gate_slope) {
     const Vec<T> u2 = fmadd(x * x * c, x, x) * k;
     const Vec<T> e = exp(neg(abs(u2)));
-    const Vec<T> r = Vec<T>(T(1)) / (e + T(1));
+    const Vec<T> r = ratio(Vec<T>(T(1)), e + T(1));
     gate_slope = e * r * r;
     return select(u2 < Vec<T>(T(0)), e * r, r);
   }
@@ -77,7 +77,7 @@ struct GeluTanh {
 
 template <class T>
 struct Silu {
-  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return x / (exp(neg(x)) + T(1)); }
+  MINIDL_INLINE Vec<T> forward(Vec<T> x) const { return x * sigmoid(x); }
   MINIDL_INLINE Vec<T> backward(Vec<T> dy, Vec<T> x) const {
     const Vec<T> s = sigmoid(x);
     return dy * s * fmadd(x, Vec<T>(T(1)) - s, T(1));

@@ -14,11 +14,11 @@ namespace {
 template <class T>
 struct Blocks {
   static constexpr int64_t kc = 2048 / sizeof(T), mc = 1024, a_size = kc * mc;
-  int64_t nc;
+  int64_t b_size;
   explicit Blocks(const Context& ctx)
-      : nc(max_of(1, ctx.l2_bytes / 2 / static_cast<int64_t>(sizeof(T)) / (kc * panel_width<T>)) *
-           panel_width<T>) {}
-  int64_t workspace() const { return a_size + kc * nc; }  // a thread
+      : b_size(max_of(ctx.l2_bytes / 2 / static_cast<int64_t>(sizeof(T)), kc * panel_width<T>)) {}
+  int64_t nc(int64_t k) const { return b_size / (k * panel_width<T>)*panel_width<T>; }
+  int64_t workspace() const { return a_size + b_size; }  // a thread
 };
 
 // Where one way of doing it begins to beat another. Measured; sizes in elements.
@@ -77,14 +77,13 @@ void macrokernel(const Gemm<T>& g, int64_t i0, int64_t m, int64_t j0, int64_t co
                                       accumulate, bias);
     if (finish) activate(c, g.ldc, rows, width, g.epilogue.activation);
   };
-  // Packed panels stream well from L2, so that A is read but once; rows of B in place are better kept in L1.
-  if (b.packed) {
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      for (int64_t j = 0; j < cols; j += panel_width<T>) tile(t, j);
-    }
-  } else {
+  // Packed panels stream well from L2, so that a tile's rows of A pass over all of them while in L1. In
+  // place, where each row is on a page of its own, a panel is better used by several tiles at once.
+  const int64_t together = b.packed ? 1 : 16;
+  for (int64_t t0 = 0; t0 < tiles.count; t0 += together) {
+    const int64_t t1 = min_of(t0 + together, tiles.count);
     for (int64_t j = 0; j < cols; j += panel_width<T>) {
-      for (int64_t t = 0; t < tiles.count; ++t) tile(t, j);
+      for (int64_t t = t0; t < t1; ++t) tile(t, j);
     }
   }
 }
@@ -109,6 +108,7 @@ void block_gemm(const Gemm<T>& g, const Blocks<T>& blocks, int64_t m0, int64_t m
   const bool pack_the_b = packs_b(g, m1 - m0, n1 - n0), pack_the_a = packs_a(g, m1 - m0, n1 - n0);
   T *packed_a = workspace, *packed_b = workspace + blocks.a_size;
   const int64_t passes = max_of(1, ceil_div(g.k, blocks.kc)), pass = ceil_div(g.k, passes);
+  const int64_t block = blocks.nc(max_of(1, pass));
 
   for (int64_t ic = m0; ic < m1; ic += blocks.mc) {
     const int64_t mc = min_of(blocks.mc, m1 - ic);
@@ -130,8 +130,8 @@ void block_gemm(const Gemm<T>& g, const Blocks<T>& blocks, int64_t m0, int64_t m
         }
         macrokernel(g, ic, mc, j, cols, kc, a, b, pc > 0, n_pass == passes - 1);
       };
-      for (int64_t jc = n0; jc < n1; jc += blocks.nc) {
-        const int64_t nc = min_of(blocks.nc, n1 - jc), whole = nc / panel_width<T> * panel_width<T>;
+      for (int64_t jc = n0; jc < n1; jc += block) {
+        const int64_t nc = min_of(block, n1 - jc), whole = nc / panel_width<T> * panel_width<T>;
         columns(jc, whole);
         columns(jc + whole, nc - whole);  // the narrow panel at the end has tiles of its own
       }

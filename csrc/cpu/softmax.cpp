@@ -81,6 +81,18 @@ struct RowSums {
   Vec<T> cross;      // sum of q (reference - x)
 };
 
+// The maximum of x over the classes [begin, end), and m. Two chains hide half the latency of the instruction.
+template <class T, class Walk>
+MINIDL_INLINE Vec<T> max_classes(const T* x, const Walk& walk, int64_t begin, int64_t end, Vec<T> m) {
+  Vec<T> other = m;
+  walk.each(begin, end, [&](int64_t, int64_t offset, int64_t lanes, auto tag) {
+    const Vec<T> larger = max(other, walk.keep(load_lanes(x + offset, lanes, tag), lanes, lowest<T>, tag));
+    other = m;
+    m = larger;
+  });
+  return walk.merge_max(max(m, other));
+}
+
 // Online softmax (Milakov and Gimelshein, arXiv:1805.02867): block by block, the maximum, then the sums
 // relative to it while the block is in L1. A NaN or +inf anywhere makes the sum NaN.
 template <class T, class Walk, class Q>
@@ -89,11 +101,7 @@ MINIDL_INLINE RowSums<T> sum_row(const T* x, const Walk& walk, const Q& spread) 
   Cascade<T> row_sum, row_mass, row_cross;
   for (int64_t begin = 0; begin < walk.classes; begin += walk.block) {
     const int64_t end = min_of(walk.classes, begin + walk.block);
-    Vec<T> m = row.max;
-    walk.each(begin, end, [&](int64_t, int64_t offset, int64_t lanes, auto tag) {
-      m = max(m, walk.keep(load_lanes(x + offset, lanes, tag), lanes, lowest<T>, tag));
-    });
-    m = walk.merge_max(m);
+    const Vec<T> m = max_classes(x, walk, begin, end, row.max);
     if (begin == 0) {
       row.reference = m;
     } else {
@@ -213,11 +221,7 @@ void softmax_forward(T* y_, const T* x_, ClassShape s, bool log_, Context) {
         });
         return;
       }
-      Vec<T> m = lowest<T>;
-      walk.each(0, walk.classes, [&](int64_t, int64_t i, int64_t lanes, auto tag) {
-        m = max(m, walk.keep(load_lanes(x + i, lanes, tag), lanes, lowest<T>, tag));
-      });
-      m = walk.merge_max(m);
+      const Vec<T> m = max_classes(x, walk, 0, walk.classes, Vec<T>(lowest<T>));
       const Vec<T> sum = sum_classes<T>(walk, [&](int64_t, int64_t i, int64_t lanes, auto tag) {
         const Vec<T> e = exp(load_lanes(x + i, lanes, tag) - m);
         store_lanes(e, y + i, lanes, tag);

@@ -5,9 +5,9 @@
 //   Vec<T>(s)                          all lanes s
 //   load(p), load(p, n), store(...)    unaligned; with n: only lanes < n touch memory, the others read as 0
 //   + - * / neg abs sqrt round fmadd   round is to nearest even; fmadd(a, b, c) = a * b + c
-//   max(a, b), min(a, b)               a NaN in b is returned
-//   a < b, a <= b, a == b, select      comparisons with NaN are false; select(m, a, b) = m ? a : b
-//   copysign(a, s)                     |a| with the sign of s
+//   ratio(a, b)                        a / b within an ulp, for |b| in [2^-100, 2^100]: where division is
+//   slow max(a, b), min(a, b)               a NaN in b is returned a < b, a <= b, a == b, select comparisons
+//   with NaN are false; select(m, a, b) = m ? a : b copysign(a, s)                     |a| with the sign of s
 //   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and
 //   underflow as IEEE split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
 //   interleave_low(a, b), _high        a0 b0 a1 b1 ... of the lower, the upper half of the lanes
@@ -34,6 +34,12 @@
 
 namespace minidl::MINIDL_ISA {
 namespace {
+
+// An instruction set with a quicker way overloads it.
+template <class T>
+MINIDL_INLINE Vec<T> ratio(Vec<T> a, Vec<T> b) {
+  return a / b;
+}
 
 // f(0), f(1), ... f(n - 1) with the index as a constant type: unrolled by the front end, so that an array of
 // registers that f indexes becomes registers (a loop pragma comes too late for that).
