@@ -61,8 +61,13 @@ def setup(lib: Library, dtype: torch.dtype, *, op: str, shape: Shape, mode: Mode
     x = source.normal(*batch, m, k, grad=True)
     if op == "matmul":
         return differentiable(mode, lib.matmul, [x, source.normal(*batch, k, n, grad=True)], source)
-    w, b = source.normal(n, k, grad=True), source.normal(n, grad=True)
-    return differentiable(mode, lib.linear_relu if op == "linear_relu" else lib.F.linear, [x, w, b], source)
+    w, b = source.normal(n, k, grad=True), source.normal(n)
+    if op == "linear":
+        return differentiable(mode, lib.F.linear, [x, w, b.requires_grad_()], source)
+    # Half of the units on, half off, by a wide margin: of many sums near 0 rounding turns some over, in torch as well,
+    # and with them whole elements of the gradients.
+    b = (b + b.sign() * 6 * k**0.5).requires_grad_()
+    return differentiable(mode, lib.linear_relu, [x, w, b], source)
 
 
 def tier(op: str, shape: Shape, mode: Mode, flops: float) -> Tier:

@@ -37,15 +37,15 @@ constexpr int64_t panel_width = max_vectors * Vec<T>::width;
 // C.
 template <class T>
 using Microkernel = void (*)(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row,
-                             T* c, int64_t ldc, int last, bool accumulate, const T* bias);
+                             T* c, int64_t ldc, int last, bool accumulate, bool prefetch_c, const T* bias);
 
 template <class T, int rows, int vectors>
 void microkernel(int64_t kc, const T* a, int64_t a_row, int64_t a_col, const T* b, int64_t b_row, T* c,
-                 int64_t ldc, int last, bool accumulate, const T* bias) {
+                 int64_t ldc, int last, bool accumulate, bool prefetch_c, const T* bias) {
   static_assert(rows * vectors <= 28, "accumulators, B and A must fit 32 registers");
   constexpr int w = Vec<T>::width;
-  // C is read in kc steps, B in a few: neither should then be waited for.
-  if (accumulate) {
+  // C is needed in kc steps, B in a few: neither should then be waited for.
+  if (prefetch_c) {
     unroll<rows>(
         [&](auto i) { unroll<vectors>([&](auto j) { __builtin_prefetch(c + i * ldc + j * w, 1); }); });
   }

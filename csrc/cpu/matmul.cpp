@@ -25,9 +25,10 @@ struct Blocks {
 constexpr double serial_flops = 1e6;    // about 10 us: below this, waking a thread costs more than it saves
 constexpr int64_t dot_rows = 8;         // up to so many rows of A, dot products beat packing a transposed B
 constexpr int64_t axpy_size = 1 << 15;  // from this size of B on, a single row of A takes axpy_gemm
-constexpr int64_t pack_b_rows = 96;     // from so many rows of A on, packing B pays even untransposed;
-constexpr int64_t pack_b_rows_4k = 24;  // earlier, where B's rows are 4 KB apart and share their cache sets;
-constexpr int64_t pack_b_size = 1 << 16;  // unless B is small enough to sit in L2 anyway
+constexpr int64_t pack_b_rows = 96;     // from so many rows of A on, packing B pays even untransposed,
+constexpr int64_t pack_b_rows_4k = 24;  // earlier, where B's rows are 4 KB apart and share their cache sets,
+constexpr int64_t pack_b_size = 1 << 16;  // unless B is small enough to sit in L2 anyway;
+constexpr int64_t pack_b_rows_any = 512;  // from so many on, packing any B costs nothing
 constexpr int64_t pack_a_columns = 192;   // from so many columns of B on, packing a transposed A pays,
 constexpr int64_t pack_a_size = 1 << 15;  // if it is larger than L1
 
@@ -60,7 +61,7 @@ void activate(T* c, int64_t ldc, int64_t rows, int64_t cols, Activation activati
 // All tiles of m x cols of C from (i0, j0) on.
 template <class T>
 void macrokernel(const Gemm<T>& g, int64_t i0, int64_t m, int64_t j0, int64_t cols, int64_t kc, BlockA<T> a,
-                 PanelsB<T> b, bool accumulate, bool finish) {
+                 PanelsB<T> b, bool accumulate, bool prefetch_c, bool finish) {
   constexpr int64_t w = Vec<T>::width;
   const int64_t width = min_of(cols, panel_width<T>);
   const int vectors = static_cast<int>(ceil_div(width, w));
@@ -74,7 +75,7 @@ void macrokernel(const Gemm<T>& g, int64_t i0, int64_t m, int64_t j0, int64_t co
     const T* bias = finish && g.epilogue.bias ? g.epilogue.bias + j0 + j : nullptr;
     const T* panel = b.data + j / panel_width<T> * b.panel_stride;
     microkernels<T>.of[vectors][rows](kc, a_tile, a_row, a_col, panel, b.row_stride, c, g.ldc, last,
-                                      accumulate, bias);
+                                      accumulate, prefetch_c, bias);
     if (finish) activate(c, g.ldc, rows, width, g.epilogue.activation);
   };
   // Packed panels stream well from L2, so that a tile's rows of A pass over all of them while in L1. In
@@ -92,7 +93,8 @@ template <class T>
 bool packs_b(const Gemm<T>& g, int64_t m, int64_t n) {
   if (g.b.col_stride != 1) return true;
   const bool rows_collide = g.b.row_stride * static_cast<int64_t>(sizeof(T)) % 4096 == 0;
-  return m >= (rows_collide ? pack_b_rows_4k : pack_b_rows) && g.k * n > pack_b_size;
+  return m >= pack_b_rows_any ||
+         (m >= (rows_collide ? pack_b_rows_4k : pack_b_rows) && g.k * n > pack_b_size);
 }
 
 template <class T>
@@ -109,6 +111,7 @@ void block_gemm(const Gemm<T>& g, const Blocks<T>& blocks, int64_t m0, int64_t m
   T *packed_a = workspace, *packed_b = workspace + blocks.a_size;
   const int64_t passes = max_of(1, ceil_div(g.k, blocks.kc)), pass = ceil_div(g.k, passes);
   const int64_t block = blocks.nc(max_of(1, pass));
+  const bool far_c = passes > 1 || (m1 - m0) * (n1 - n0) > 2 * blocks.b_size;  // than L2 holds
 
   for (int64_t ic = m0; ic < m1; ic += blocks.mc) {
     const int64_t mc = min_of(blocks.mc, m1 - ic);
@@ -128,7 +131,7 @@ void block_gemm(const Gemm<T>& g, const Blocks<T>& blocks, int64_t m0, int64_t m
           pack_b(packed_b, b.data, g.b.row_stride, g.b.col_stride, kc, cols);
           b = {packed_b, min_of(panel_width<T>, round_up(cols, Vec<T>::width)), panel_width<T> * kc, true};
         }
-        macrokernel(g, ic, mc, j, cols, kc, a, b, pc > 0, n_pass == passes - 1);
+        macrokernel(g, ic, mc, j, cols, kc, a, b, pc > 0, far_c, n_pass == passes - 1);
       };
       for (int64_t jc = n0; jc < n1; jc += block) {
         const int64_t nc = min_of(block, n1 - jc), whole = nc / panel_width<T> * panel_width<T>;
