@@ -55,6 +55,15 @@ class _KernelStep(Optimizer):
     # takes longer than a small update; `step` sees to it itself where there is a profiler or a hook.
     step.hooked = True  # type: ignore[attr-defined]
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or, if not ``set_to_none``, fill them with zeros: see ``torch.optim.Optimizer``."""
+        if not set_to_none or _profiler_enabled() or torch.compiler.is_dynamo_compiling():
+            return super().zero_grad(set_to_none)
+        # torch enters a profiler range here too, which takes longer than the loop.
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
     # torch sets this for fused=True, and GradScaler then leaves unscaling and skipping to the update.
     _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
 

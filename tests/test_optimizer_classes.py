@@ -371,3 +371,22 @@ def test_module():
     assert issubclass(AdamW, torch.optim.AdamW)
     assert issubclass(RMSprop, torch.optim.RMSprop)
     assert _C.isa() in _C.available_isas()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_forgets_every_gradient(set_to_none):
+    a, b = torch.randn(3, requires_grad=True), torch.randn(2, requires_grad=True)
+    optimizer = optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.1}], lr=0.5)
+    (a.sum() + b.sum()).backward()
+    optimizer.zero_grad(set_to_none)
+    for p in (a, b):
+        assert p.grad is None if set_to_none else torch.equal(p.grad, torch.zeros_like(p))
+    optimizer.zero_grad(set_to_none)  # again, with nothing left
+
+
+def test_zero_grad_is_a_range_of_the_profile():
+    p = torch.randn(3, requires_grad=True)
+    optimizer = optim.SGD([p], lr=0.5)
+    with torch.profiler.profile() as profile:
+        optimizer.zero_grad()
+    assert any("zero_grad" in event.key for event in profile.key_averages())

@@ -22,7 +22,7 @@ struct Blocks {
 };
 
 // Where one way of doing it begins to beat another. Measured; sizes in elements.
-constexpr double serial_flops = 1e6;    // about 10 us: below this, waking a thread costs more than it saves
+constexpr double serial_flops = 2e6;    // about 20 us: below this, waking a thread costs more than it saves
 constexpr int64_t dot_rows = 8;         // up to so many rows of A, dot products beat packing a transposed B
 constexpr int64_t axpy_size = 1 << 15;  // from this size of B on, a single row of A takes axpy_gemm
 constexpr int64_t pack_b_rows = 96;     // from so many rows of A on, packing B pays even untransposed,
