@@ -20,6 +20,10 @@ from .harness import TIERS, Case, Effort, Environment, Row, bench, minidl_librar
 
 EFFORT = {"quick": Effort(0.2), "default": Effort(0.6, patience=4), "full": Effort(1.0, patience=4)}
 QUICK_TOTAL = 20.0  # seconds of timing in all, so that set-up, checks and ceilings fit into the same minute
+LADDER = "ladder"  # goes alone: its rungs are no kernels of minidl's, and have no rival to be gated against
+ABOUT_LADDER = (
+    f"{LADDER}: one matrix product in six C++ files, from three loops to threads; into DIR/{LADDER}"
+)
 
 
 def stems() -> list[str]:
@@ -63,8 +67,9 @@ def gate_value(text: str) -> float | str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="minidl bench", description=__doc__)
-    parser.add_argument("stem", nargs="*", metavar="STEM", help=f"of {', '.join(stems())}; default: all")
+    parser = argparse.ArgumentParser(prog="minidl bench", description=__doc__, epilog=ABOUT_LADDER)
+    names = f"of {', '.join(stems())}; default: all. Or {LADDER}, alone"
+    parser.add_argument("stem", nargs="*", metavar="STEM", help=names)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="tier", action="store_const", const="quick", help="a minute")
     size.add_argument("--full", dest="tier", action="store_const", const="full", help="the huge shapes too")
@@ -73,12 +78,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gate", type=gate_value, metavar="RATIO", help='exit 1 below; "bars": each row\'s own'
     )
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("out/bench"), help="default: %(default)s"
+    )
     parser.add_argument("--readme", type=Path, help="also rewrite this file's benchmark section")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.set_defaults(tier="default")
     args = parser.parse_args(argv)
-    if unknown := set(args.stem) - set(stems()):
+    if LADDER in args.stem and (len(args.stem) > 1 or args.gate is not None):
+        parser.error(f"{LADDER} goes alone, and without --gate")
+    if unknown := set(args.stem) - {LADDER, *stems()}:
         parser.error(f"no such stem: {', '.join(sorted(unknown))} (there are {', '.join(stems())})")
     return args
 
@@ -106,11 +115,21 @@ def run(cases: Sequence[Case], threads: Sequence[int], tier: str) -> list[Row]:
     return rows
 
 
+def climb_ladder(args: argparse.Namespace) -> int:
+    from minidl import _C
+
+    from .ladder import climb
+
+    return climb.main(args.tier, max(args.threads), environment(_C.isa()), args.out / LADDER, args.readme)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    cases = select(args.stem or stems(), args.tier)
+    if args.stem == [LADDER] and not args.list:
+        return climb_ladder(args)
+    cases = select([stem for stem in args.stem if stem != LADDER] or stems(), args.tier)
     if args.list:
-        print("\n".join(f"{case}  [{case.tier}]" for case in cases))
+        print(*(f"{case}  [{case.tier}]" for case in cases), ABOUT_LADDER, sep="\n")
         return 0
     print(report.HEADER)
     rows = run(cases, args.threads, args.tier)
