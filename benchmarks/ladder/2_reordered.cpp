@@ -1,7 +1,9 @@
 // Rung 2, reordered: the same multiplications and additions, with the two inner loops exchanged.
 //
 // What was slow: a step down a column of B for every multiplication, and one chain of additions.
+//
 // What changes: i, p, j in place of i, j, p. The inner loop adds a multiple of row p of B to row i of C.
+//
 // Why it helps: B and C are read along their rows, so every byte of a cache line is used, and neighbouring
 // additions belong to different elements of C, so the compiler does a register's lanes of them at a time.
 #include "rungs.h"

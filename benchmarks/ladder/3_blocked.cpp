@@ -2,10 +2,13 @@
 //
 // What was slow: every row of C passes over the whole of B. Once B is larger than a cache, each of the m
 // passes fetches it from the next one, or from memory, and two operations for every float of B are too few
-// for that. What changes: two outer loops cut B into blocks of kc x nc, and all rows of C pass over one block
-// before the next is begun. Why it helps: the block is fetched once and then stays in the second-level cache,
-// the piece of C's row that is added to even in the first. What comes from further away is C, once for every
-// kc rows of B.
+// for that.
+//
+// What changes: two outer loops cut B into blocks of kc x nc, and all rows of C pass over one block before
+// the next is begun.
+//
+// Why it helps: the block is fetched once and then stays in the second-level cache, the piece of C's row that
+// is added to even in the first. What comes from further away is C, once for every kc rows of B.
 #include "cpu/vec.h"
 #include "rungs.h"
 

@@ -3,8 +3,11 @@
 // What was slow: the rows of a block are as far apart in memory as the rows of its matrix. Each lies on a
 // page of its own, and the processor remembers where some dozens of pages are (the TLB); where n is a power
 // of two, all compete for the same few places of a cache. And each row of C fetches the block from the
-// second-level cache. What changes: blocks are copied into panels, and C is computed in tiles of mr x nr,
-// each from one panel of A and one of B. A row of B's panel, once fetched, serves all mr rows of the tile.
+// second-level cache.
+//
+// What changes: blocks are copied into panels, and C is computed in tiles of mr x nr, each from one panel of
+// A and one of B. A row of B's panel, once fetched, serves all mr rows of the tile.
+//
 // Why it helps: a panel is read from its first byte to its last, which caches, the TLB and the prefetcher are
 // made for; the tile stays in the first-level cache until it is done. Copying an element once pays because it
 // is then used hundreds of times: too few in a small product.

@@ -2,12 +2,14 @@
 //
 // What was slow: the tile is in the first-level cache, so every multiply-add loads a piece of it and stores
 // it again. A processor can store one register a cycle (some two) but multiply two, and has to wait for both.
+//
 // What changes: the tile is small enough for the registers, and written as such: with vector instructions
 // (Vec, of minidl's cpu/vec.h) and unrolled in full, since registers cannot be indexed. A step loads one row
 // of B's panel and broadcasts the elements of A: mr * vectors fused multiply-adds for mr + vectors loads and
-// no store. Why it helps: the multiply-add units now work in almost every cycle. For that they need
-// independent sums: each takes about 4 cycles, and 2 can begin in every cycle, so at least 8. This tile has
-// 12 or 24.
+// no store.
+//
+// Why it helps: the multiply-add units now work in almost every cycle. For that they need independent sums:
+// each takes about 4 cycles, and 2 can begin in every cycle, so at least 8. This tile has 12 or 24.
 #include "packing.h"
 #include "rungs.h"
 

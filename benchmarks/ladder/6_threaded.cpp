@@ -1,8 +1,10 @@
 // Rung 6, threaded: each thread computes some rows of C by rung 5.
 //
 // What was slow: one core worked, the others waited.
+//
 // What changes: the rows of C are split evenly, in whole tiles. No element of C is written by two threads, so
 // there is nothing to lock, and every sum has the same order, thus the same bits, for any number of threads.
+//
 // Why it helps: as many multiply-add units and private caches as there are cores. Two costs remain: each
 // thread packs all of B for itself, and waking a thread takes microseconds, which a small product does not
 // earn back.

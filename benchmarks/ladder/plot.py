@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INK, GRID = "#57606a", "#d8dee4"
 OTHERS: dict[str, dict[str, Any]] = {
     "torch": {"color": "#d1242f", "marker": "s"},
-    "minidl": {"color": "#1a7f5a", "marker": "D", "lw": 2.4},
+    "minidl": {"color": "#1f2328", "marker": "D"},
 }
 
 
@@ -43,11 +43,17 @@ def draw(steps: Sequence[Step], path: Path) -> None:
         label = f"{rung}, {threads} threads" if threads > 1 else rung
         style = "--" if threads > 1 else "-"
         axes.plot([s.size for s in line], [s.gflops for s in line], ls=style, ms=5, label=label, **look)
-    for threads, peak in sorted({s.threads: s.peak for s in steps}.items()):
+    for place, (threads, peak) in enumerate(sorted({s.threads: s.peak for s in steps}.items())):
         axes.axhline(peak, color=INK, lw=1, ls=":")
-        text = f"FMA peak, {threads} thread{'s' * (threads > 1)}"
-        axes.annotate(text, (0, peak), xycoords=("axes fraction", "data"), xytext=(4, 3),
-                      textcoords="offset points", fontsize=8, color=INK)  # fmt: skip
+        axes.annotate(
+            f"FMA peak, {threads} thread{'s' * (threads > 1)}",
+            (0.01 + 0.2 * place, peak),  # side by side: the peaks may be close
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+        )
     sizes = sorted({s.size for s in steps})
     axes.set_xticks(sizes, list(map(str, sizes)))
     axes.xaxis.set_minor_locator(NullLocator())
