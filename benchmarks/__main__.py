@@ -26,6 +26,10 @@ AGAIN = 3  # times the effort for a row that misses a bar, before it is said to
 MEAN_BAR = 1.5  # of the geometric mean over the whole grid
 
 Job = tuple[Case, int]  # a case, at a thread count
+LADDER = "ladder"  # goes alone: its rungs are no kernels of minidl's, and have no rival to be gated against
+ABOUT_LADDER = (
+    f"{LADDER}: one matrix product in six C++ files, from three loops to threads; into DIR/{LADDER}"
+)
 
 
 def stems() -> list[str]:
@@ -65,8 +69,9 @@ def slack_factor(text: str) -> float:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="minidl bench", description=__doc__)
-    parser.add_argument("stem", nargs="*", metavar="STEM", help=f"of {', '.join(stems())}; default: all")
+    parser = argparse.ArgumentParser(prog="minidl bench", description=__doc__, epilog=ABOUT_LADDER)
+    names = f"of {', '.join(stems())}; default: all. Or {LADDER}, alone"
+    parser.add_argument("stem", nargs="*", metavar="STEM", help=names)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="tier", action="store_const", const="quick", help="a minute")
     size.add_argument("--full", dest="tier", action="store_const", const="full", help="the huge shapes too")
@@ -78,12 +83,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--slack", type=slack_factor, metavar="FACTOR", help="with --check: multiply all bars, up to 1"
     )
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("out/bench"), help="default: %(default)s"
+    )
     parser.add_argument("--readme", type=Path, help="also rewrite this file's benchmark section")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.set_defaults(tier="default")
     args = parser.parse_args(argv)
-    if unknown := set(args.stem) - set(stems()):
+    if LADDER in args.stem and (len(args.stem) > 1 or args.check):
+        parser.error(f"{LADDER} goes alone, and without --check")
+    if unknown := set(args.stem) - {LADDER, *stems()}:
         parser.error(f"no such stem: {', '.join(sorted(unknown))} (there are {', '.join(stems())})")
     if args.slack and not args.check:
         parser.error("--slack goes with --check")
@@ -128,11 +137,21 @@ def complaints(rows: Sequence[Row], slack: float, whole: bool) -> list[str]:
     return found
 
 
+def climb_ladder(args: argparse.Namespace) -> int:
+    from minidl import _C
+
+    from .ladder import climb
+
+    return climb.main(args.tier, max(args.threads), environment(_C.isa()), args.out / LADDER, args.readme)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    cases = select(args.stem or stems(), args.tier)
+    if args.stem == [LADDER] and not args.list:
+        return climb_ladder(args)
+    cases = select([stem for stem in args.stem if stem != LADDER] or stems(), args.tier)
     if args.list:
-        print("\n".join(f"{case}  [{case.tier}]" for case in cases))
+        print(*(f"{case}  [{case.tier}]" for case in cases), ABOUT_LADDER, sep="\n")
         return 0
     jobs = [(case, threads) for threads in args.threads for case in cases]
     budget = min(LONGEST, TOTAL[args.tier] / max(1, len(jobs)))

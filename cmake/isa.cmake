@@ -12,15 +12,19 @@ set(MINIDL_FLAGS_avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefe
 
 get_filename_component(MINIDL_CSRC "${CMAKE_CURRENT_LIST_DIR}/../csrc" ABSOLUTE)
 
-function(add_isa_kernels isa)
-  list(TRANSFORM ARGN PREPEND "${MINIDL_CSRC}/cpu/")
-  list(TRANSFORM ARGN APPEND .cpp)
-  add_library(cpu_${isa} OBJECT ${ARGN})
-  target_include_directories(cpu_${isa} PRIVATE ${MINIDL_CSRC})
-  target_compile_definitions(cpu_${isa} PRIVATE MINIDL_ISA=${isa} MINIDL_ISA_${isa})
+function(add_isa_library target isa)
+  add_library(${target} OBJECT ${ARGN})
+  target_include_directories(${target} PRIVATE ${MINIDL_CSRC})
+  target_compile_definitions(${target} PRIVATE MINIDL_ISA=${isa} MINIDL_ISA_${isa})
   # fp-contract off: the source says where a multiply-add is fused, so that every ISA and build rounds alike.
-  target_compile_options(cpu_${isa} PRIVATE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math
+  target_compile_options(${target} PRIVATE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math
     -Wall -Wextra -Werror=missing-field-initializers
     -Wno-uninitialized -Wno-maybe-uninitialized # false alarms inside GCC 12's avx512fintrin.h
     ${MINIDL_FLAGS_${isa}})
+endfunction()
+
+function(add_isa_kernels isa)
+  list(TRANSFORM ARGN PREPEND "${MINIDL_CSRC}/cpu/")
+  list(TRANSFORM ARGN APPEND .cpp)
+  add_isa_library(cpu_${isa} ${isa} ${ARGN})
 endfunction()

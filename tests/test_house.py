@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from minidl.benchmarks.ladder import _ladder
 
 import minidl
 from minidl import _C, _build_info, doctor
 
 ROOT = Path(__file__).parent.parent
 CPU = ROOT / "csrc" / "cpu"
+LADDER = ROOT / "benchmarks" / "ladder"
 STEMS = sorted(
     set(re.search(r"set\(MINIDL_STEMS ([a-z ]+)\)", (ROOT / "CMakeLists.txt").read_text()).group(1).split())
     - {"peak"}
@@ -29,20 +31,25 @@ def test_a_stem_has_its_file_in_every_place(stem):
 def test_kernels_know_nothing_of_torch_nor_of_the_standard_library():
     """Inline functions of std are merged by the linker across instruction sets: an illegal instruction elsewhere."""
     allowed = {"cstdint", "cstddef", "immintrin.h", "arm_neon.h"}
-    for source in [*CPU.iterdir(), ROOT / "csrc" / "kernels.h", ROOT / "csrc" / "parallel.h"]:
+    rungs = [
+        path for path in LADDER.iterdir() if path.suffix in (".cpp", ".h") and path.name != "bindings.cpp"
+    ]
+    assert len(rungs) == 8
+    for source in [*CPU.iterdir(), *rungs, ROOT / "csrc" / "kernels.h", ROOT / "csrc" / "parallel.h"]:
         text = source.read_text(encoding="utf-8")
         includes = set(re.findall(r"#include <([^>]+)>", text))
         assert includes <= allowed, source.name
         assert not re.search(r"\b(torch|ATen|c10|pybind11|std)::", text), source.name
 
 
-def test_no_instruction_set_leaks_out_of_its_namespace():
+@pytest.mark.parametrize("module", [_C, _ladder], ids=lambda module: module.__name__)
+def test_no_instruction_set_leaks_out_of_its_namespace(module):
     """A function with AVX registers that every machine may call is an illegal instruction on some of them."""
     objdump = shutil.which("objdump")
     if objdump is None or "avx2" not in _build_info.isas:
         pytest.skip("no objdump of binutils, or no x86 kernels")
     code = subprocess.run(
-        [objdump, "-d", "--no-show-raw-insn", _C.__file__], capture_output=True, text=True, check=True
+        [objdump, "-d", "--no-show-raw-insn", module.__file__], capture_output=True, text=True, check=True
     ).stdout
     function, users = "", {"%ymm": set(), "%zmm": set()}
     for line in code.splitlines():
