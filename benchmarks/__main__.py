@@ -26,7 +26,7 @@ AGAIN = 3  # times the effort for a row that misses a bar, before it is said to
 MEAN_BAR = 1.5  # of the geometric mean over the whole grid
 
 Job = tuple[Case, int]  # a case, at a thread count
-LADDER = "ladder"  # goes alone: its rungs are no kernels of minidl's, and have no rival to be gated against
+LADDER = "ladder"  # goes alone: its rungs are no kernels of minidl's, and have no bar
 ABOUT_LADDER = (
     f"{LADDER}: one matrix product in six C++ files, from three loops to threads; into DIR/{LADDER}"
 )

@@ -141,11 +141,11 @@ def test_the_gain_is_taken_at_the_largest_size_that_both_have():
     assert climb.gain({}, steps(n5=4.0)) == ""
 
 
-@pytest.mark.parametrize("argv", [["ladder", "matmul"], ["ladder", "--gate", "0.9"]], ids=str)
+@pytest.mark.parametrize("argv", [["ladder", "matmul"], ["ladder", "--check"]], ids=str)
 def test_the_ladder_goes_alone(argv, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv)
-    assert "ladder goes alone, and without --gate" in capsys.readouterr().err
+    assert "ladder goes alone, and without --check" in capsys.readouterr().err
 
 
 def test_the_ladder_is_announced(capsys):
