@@ -31,6 +31,6 @@ if _release(torch.__version__) != _release(_build_info.torch):
         "(minidl works with torch>=2.11,<2.14; where yours is another, a plain `pip install .` brings one that fits)"
     )
 
-from minidl import _C, functional, nn, optim  # noqa: E402
+from minidl import _C, functional, memory, nn, optim  # noqa: E402
 
-__all__ = ["_C", "__version__", "functional", "nn", "optim"]
+__all__ = ["_C", "__version__", "functional", "memory", "nn", "optim"]

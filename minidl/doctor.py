@@ -11,7 +11,7 @@ import torch.nn.functional as TF
 from torch import Tensor
 
 import minidl
-from minidl import _C, _build_info, data, nn, optim
+from minidl import _C, _build_info, data, memory, nn, optim
 from minidl import functional as F
 
 
@@ -35,10 +35,18 @@ def report() -> Iterator[str]:
     compiled, runnable = ", ".join(_build_info.isas), ", ".join(_C.available_isas())
     yield f"kernels  {_C.isa()} in use; compiled in: {compiled}; this machine runs: {runnable}"
     yield f"threads  {torch.get_num_threads()} (torch's), {_C.threads_used()} of them run in a kernel"
+    yield f"memory   {_memory()}"
     yield f"cuda     {_cuda()}"
     yield "data     where the lessons look, in this order"
     for line in data.search_report():
         yield f"           {line}"
+
+
+def _memory() -> str:
+    limit = memory.stats().limit
+    if not limit:
+        return "outputs are given back when they die: the cache is off (MINIDL_CACHE_BYTES)"
+    return f"up to {limit / 2**20:,.0f} MiB of dead outputs are kept for the next ones (MINIDL_CACHE_BYTES)"
 
 
 def _cuda() -> str:

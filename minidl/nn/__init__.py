@@ -2,7 +2,8 @@
 
 The layers, activations and losses are subclasses of torch's modules that compute with minidl's functions, so
 constructor arguments, initialisation (the same random numbers from the same seed), ``state_dict``, ``repr`` and
-pickling are torch's. What needs no kernel (``Module``, ``Sequential``, ``Parameter``, ``init``, ...) is torch's own.
+pickling are torch's. ``Sequential`` runs a layer and its activation in one pass. What needs no kernel (``Module``,
+``Parameter``, ``init``, ...) is torch's own.
 """
 
 from typing import Any
@@ -17,7 +18,6 @@ from torch.nn import (
     Parameter,
     ParameterDict,
     ParameterList,
-    Sequential,
     Unflatten,
     init,
     parameter,
@@ -35,6 +35,7 @@ from minidl.nn.activation import (
     Softplus,
     Tanh,
 )
+from minidl.nn.container import Sequential
 from minidl.nn.linear import Linear
 from minidl.nn.loss import (
     BCELoss,
