@@ -44,6 +44,7 @@ class ActivationNode final : public Node {
   variable_list backward(const Tensor& dy) override {
     const Tensor x_or_y = saved(0);
     if (at::GradMode::is_enabled()) return {differentiable_activation_backward(dy, x_or_y, f_)};
+    at::AutoDispatchBelowADInplaceOrView guard;
     return {ops::activation_backward(dy, x_or_y, activation_, f_.alpha, f_.beta)};
   }
   std::string activation_;

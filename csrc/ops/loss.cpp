@@ -156,6 +156,7 @@ class LossNode final : public Node {
         return differentiable_loss_backward(dy, x, t, weight, pos_weight.value_or(Tensor()),
                                             parse_loss("loss", kind_, reduction_, beta_), wrt_target);
       }
+      at::AutoDispatchBelowADInplaceOrView guard;
       return call_backward(dy, x, t, kind_, reduction_, weight, pos_weight, beta_, wrt_target);
     };
     return {gradient(false), gradient(true)};

@@ -229,6 +229,7 @@ class LinearNode final : public Node {
     const Wanted want = {wanted(0), wanted(1), has_bias_ && wanted(2)};
     if (at::GradMode::is_enabled()) return differentiable_backward(dy, x, w, y, want);
     static const auto op = find_op<decltype(linear_backward)>("minidl::linear_backward");
+    at::AutoDispatchBelowADInplaceOrView guard;
     auto [dx, dw, db] = op.call(dy, x, w, y, activation_, want);
     return {want[0] ? dx : Tensor(), want[1] ? dw : Tensor(), want[2] ? db : Tensor()};
   }

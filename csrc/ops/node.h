@@ -40,10 +40,7 @@ class Node : public torch::autograd::Node {
 
   variable_list apply(variable_list&& grads) final {
     const std::lock_guard lock(mutex_);
-    if (!grads[0].defined()) return variable_list(num_outputs());
-    if (at::GradMode::is_enabled()) return backward(grads[0]);
-    at::AutoDispatchBelowADInplaceOrView guard;  // no graph of the gradients is wanted: straight to the kernels
-    return backward(grads[0]);
+    return grads[0].defined() ? backward(grads[0]) : variable_list(num_outputs());
   }
   void release_variables() override {
     const std::lock_guard lock(mutex_);

@@ -50,6 +50,7 @@ class SoftmaxNode final : public Node {
       return {y * (dy - (dy * y).sum(dim_, /*keepdim=*/true))};
     }
     static const auto op = find_op<decltype(softmax_backward)>("minidl::softmax_backward");
+    at::AutoDispatchBelowADInplaceOrView guard;
     return {op.call(dy, y, dim_, log_)};
   }
   int64_t dim_;
@@ -136,6 +137,7 @@ class CrossEntropyNode final : public Node {
       return {row_dy * (ops::softmax(x, dim, false) * q.sum(dim, /*keepdim=*/true) - q)};
     }
     static const auto op = find_op<decltype(cross_entropy_backward)>("minidl::cross_entropy_backward");
+    at::AutoDispatchBelowADInplaceOrView guard;
     return {op.call(dy, x, target, stats, total_weight, weight, reduction_, ignore_index_, label_smoothing_)};
   }
   int64_t reduction_, ignore_index_;
@@ -220,6 +222,7 @@ class NllLossNode final : public Node {
       return {-row_dy * q};
     }
     static const auto op = find_op<decltype(nll_loss_backward)>("minidl::nll_loss_backward");
+    at::AutoDispatchBelowADInplaceOrView guard;
     return {op.call(dy, x, target, total_weight, weight, reduction_, ignore_index_)};
   }
   int64_t reduction_, ignore_index_;
