@@ -190,8 +190,7 @@ void each_picked(const ClassTarget<T>& t, ClassShape s, int64_t begin, int64_t e
 template <class T>
 void fill_zero(T* p, int64_t n) {
   parallel_for(n, 2 * grain, [&](int64_t begin, int64_t end) {
-    for_lanes<T>(begin, end,
-                 [&](int64_t i, int64_t lanes, auto tag) { store_lanes(Vec<T>(T(0)), p + i, lanes, tag); });
+    __builtin_memset(p + begin, 0, static_cast<size_t>(end - begin) * sizeof(T));
   });
 }
 

@@ -26,9 +26,10 @@ inline bool needs_graph(const Tensor& x) {
 }
 inline bool needs_graph(const OptionalTensor& x) { return x.has_value() && needs_graph(*x); }
 
-// What is told to differentiate by calling backward(grads), once for each of torch's calls of the node with a
-// gradient defined; it returns one gradient for each input that link() was given, or undefined where it is
-// not wanted(i).
+// backward(dy) returns one gradient for each input that link() was given, undefined where it is not
+// wanted(i). Where GradMode is on, it computes them from differentiable operators. Else it calls its backward
+// operator below autograd: the boxed kernel there, which would refuse a graph, takes 2 us. But it unpacks all
+// that is saved first: that may run a forward pass, under torch.utils.checkpoint.
 class Node : public torch::autograd::Node {
  public:
   explicit Node(const char* name) : name_(name) {}
