@@ -76,6 +76,16 @@ def tier(op: str, shape: Shape, mode: Mode, flops: float) -> Tier:
     return "full" if flops > 2e9 and shape != square(1024) else "default"
 
 
+def why(shape: Shape, mode: Mode) -> str:
+    if shape == ODD:
+        return "the one column beside two panels takes a pass of its own"
+    if shape[0] == 1:
+        return "W is read once, at the pace of memory, by both"
+    if mode in ("dx", "dw"):
+        return "k is short: after every 128 or 64 steps a tile is written out"
+    return "torch's product is MKL's, tuned for this processor; both wait for L2 and L3"
+
+
 def case(group: Group, shape: Shape, mode: Mode) -> Case:
     *batch, m, k, n = shape
     count = batch[0] if batch else 1
@@ -94,6 +104,7 @@ def case(group: Group, shape: Shape, mode: Mode) -> Case:
         tier=tier(group.op, shape, mode, flops),
         bars={} if group.bar is None else {"torch": group.bar},
         share_bars=PEAK_SHARES if group.at_peak else {},
+        why=why(shape, mode),
     )
 
 

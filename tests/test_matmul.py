@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 import minidl.functional as F
 
-# Ragged against every tile and block: panels of 1 to 4 vectors, tiles of 1 to 14 rows, blocks of 96 and 384.
+# Ragged against every tile and block: panels of 1 to 4 vectors, tiles of 1 to 14 rows, 512 of k, 1024 of m; rows of B
+# 4 KB apart, and so long that a single row of A passes over them in two blocks.
 SIZES = [
     (1, 1, 1), (1, 7, 3), (3, 1, 5), (5, 1, 1), (4, 4, 2), (8, 64, 70), (9, 65, 70), (31, 33, 32), (64, 10, 64),
     (97, 130, 385), (64, 128, 784), (257, 131, 521), (1, 300, 700), (300, 1, 700),
+    (1, 4111, 13), (1031, 197, 40), (26, 1024, 70),
 ]  # fmt: skip
 
 

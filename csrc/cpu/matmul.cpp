@@ -173,7 +173,8 @@ void dot_gemm(const Gemm<T>& g, int64_t c_row, int64_t c_col, int64_t n0, int64_
 // page.
 template <class T>
 void axpy_gemm(const Gemm<T>& g, int64_t n0, int64_t n1) {
-  constexpr int64_t together = 4, block = 1024;  // rows of B at a time; columns whose part of C stays in L1
+  // Rows of B at a time; columns whose part of C stays in L1: long runs, which the hardware prefetches.
+  constexpr int64_t together = 8, block = 16384 / sizeof(T);
   const auto add_rows = [&](int64_t p, int64_t j0, int64_t j1, auto rows) {
     Vec<T> scale[rows.value];
     unroll<rows.value>([&](auto q) { scale[q] = g.a.data[(p + q) * g.a.col_stride]; });

@@ -50,9 +50,9 @@ void check_matmul() {
       }
     }
   }
-  // Past the blocks of K, M and N, at which A and B are packed.
-  const int64_t large[][3] = {{101, 67, 389}, {3, 1031, 197}, {101, 1031, 7}, {98, 197, 401},
-                              {1, 300, 500},  {300, 1, 500},  {1, 1031, 197}};
+  // Past the blocks of K, M and N, at which A and B are packed; rows of B 4 KB apart; a single row or column.
+  const int64_t large[][3] = {{101, 67, 589}, {3, 1031, 197}, {101, 1031, 7}, {98, 197, 601}, {1031, 197, 40},
+                              {26, 1024, 70}, {1, 300, 500},  {300, 1, 500},  {1, 1031, 197}, {1, 4111, 13}};
   for (const auto& s : large) {
     for (const int pair : {0, 1, 7, 8, 16, 24}) check_gemm<T>(1, s[0], s[1], s[2], pair + 49 * (pair % 2));
   }
