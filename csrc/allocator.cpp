@@ -58,16 +58,13 @@ class OutputAllocator final : public c10::Allocator {
     {
       const std::lock_guard lock(mutex_);
       stats_.in_use -= capacity;
-      if (stats_.kept + capacity > stats_.limit) {
-        // The sizes in demand have changed, or never fitted: what is kept makes room. Blocks in demand come
-        // back.
-        surplus = drop_all();
-      }
-      if (capacity <= stats_.limit) {
+      if (capacity > stats_.limit) {
+        surplus.push_back(block);
+      } else {
+        // The sizes in demand have changed: what is kept makes room, and what is in demand of it comes back.
+        if (stats_.kept + capacity > stats_.limit) surplus = drop_all();
         kept_[capacity].push_back(block);
         stats_.kept += capacity;
-      } else {
-        surplus.push_back(block);
       }
     }
     give_back(surplus);
