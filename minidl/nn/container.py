@@ -67,21 +67,18 @@ def _fused_activation(pair: list[Module]) -> str | None:
 
 def _is_plain(module: Module) -> bool:
     """Whether a call of ``module`` is its class's own ``forward`` and nothing else."""
+    own = module.__dict__  # attributes are slower to read, by Module's __getattr__
     return not (
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
-        or "forward" in module.__dict__
-        or module._compiled_call_impl
+        own["_forward_pre_hooks"]
+        or own["_forward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own["_backward_hooks"]
+        or "forward" in own
+        or own.get("_compiled_call_impl")
         or type(module).forward is not _FORWARDS[type(module)]
     )
 
 
 def _is_watched() -> bool:
     """Whether calls of modules are seen from outside: by global hooks, or by torch.fx or torch.jit, which trace."""
-    if _has_any_global_hook():
-        return True
-    if torch.compiler.is_dynamo_compiling():
-        return False
-    return Module.__call__ is not _CALL or torch._C._get_tracing_state() is not None
+    return bool(Module.__call__ is not _CALL or torch._C._get_tracing_state() or _has_any_global_hook())
