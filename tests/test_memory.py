@@ -118,11 +118,14 @@ def test_sizes_out_of_demand_make_room():
     assert memory.stats().reused - before == 2
 
 
-def test_a_block_beyond_the_limit_is_not_kept():
+def test_a_block_beyond_the_limit_is_not_kept_and_costs_the_others_nothing():
     memory.set_limit(2 * MB)
     for n in (2 * N + 1, 16 * N):
         output(n)
         assert kept() == 0
+    output()
+    output(16 * N)
+    assert kept() == 1 * MB
 
 
 def test_limit_0_keeps_nothing():
