@@ -54,6 +54,7 @@ def draw(steps: Sequence[Step], path: Path) -> None:
             fontsize=8,
             color=INK,
         )
+    axes.set_ylim(top=1.6 * max(s.peak for s in steps))  # room for their names
     sizes = sorted({s.size for s in steps})
     axes.set_xticks(sizes, list(map(str, sizes)))
     axes.xaxis.set_minor_locator(NullLocator())
