@@ -1,7 +1,7 @@
 """The memory that minidl's outputs on the CPU come from, and that is kept when they die.
 
 A fresh page of 4 KB costs the system two to three microseconds, and malloc gives large blocks back at once: without a
-cache, four fifths of the time of an output of 1e7 elements are page faults. So blocks of 32 KB and more are kept, up to
+cache, two thirds of the time of a relu of 1e7 elements are page faults. So blocks of 32 KB and more are kept, up to
 a limit of 1 GB, and serve the next output of about their size. Nothing shows but speed and resident memory.
 
 The environment variable ``MINIDL_CACHE_BYTES`` sets another limit when minidl is imported; 0 turns the cache off.
