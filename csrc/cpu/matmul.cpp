@@ -292,7 +292,8 @@ void epilogue_columns(F f, T* dz, T* db, const T* dy, const T* y, int64_t m, int
                       int64_t cols) {
   constexpr int64_t w = Vec<T>::width;
   const int64_t lanes = cols - (vectors - 1) * w;
-  const EpilogueColumns<T, vectors, F> columns{f, dz ? dz + j : nullptr, dy + j, y + j, n, lanes};
+  const EpilogueColumns<T, vectors, F> columns{f,    dz ? dz + j : nullptr, dy + j, y ? y + j : nullptr, n,
+                                               lanes};
   Vec<T> total[vectors];
   columns.sum(0, m, total);
   if (!db) return;

@@ -4,7 +4,7 @@
 //   Vec<T>::width                      lanes
 //   Vec<T>(s)                          all lanes s
 //   load(p), load(p, n), store(...)    unaligned; with n: only lanes < n touch memory, the others read as 0
-//   + - * / neg abs sqrt round fmadd   round is to nearest even; fmadd(a, b, c) = a * b + c
+//   + - * / neg abs sqrt fmadd         fmadd(a, b, c) = a * b + c
 //   ratio(a, b)                        a / b within 1.5 ulp, for |b| in [2^-100, 2^100]: where division is
 //   slow max(a, b), min(a, b)               a NaN in b is returned a < b, a <= b, a == b, select comparisons
 //   with NaN are false; select(m, a, b) = m ? a : b copysign(a, s)                     |a| with the sign of s

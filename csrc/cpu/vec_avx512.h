@@ -45,9 +45,6 @@ MINIDL_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(
 MINIDL_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a.v, b.v); }
 MINIDL_INLINE Vec<float> abs(Vec<float> a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v); }
 MINIDL_INLINE Vec<float> sqrt(Vec<float> a) { return _mm512_sqrt_ps(a.v); }
-MINIDL_INLINE Vec<float> round(Vec<float> a) {
-  return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
 MINIDL_INLINE Vec<float> select(__mmask16 m, Vec<float> a, Vec<float> b) {
   return _mm512_mask_blend_ps(m, b.v, a.v);
 }
@@ -102,9 +99,6 @@ MINIDL_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return _mm512_max_
 MINIDL_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a.v, b.v); }
 MINIDL_INLINE Vec<double> abs(Vec<double> a) { return _mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v); }
 MINIDL_INLINE Vec<double> sqrt(Vec<double> a) { return _mm512_sqrt_pd(a.v); }
-MINIDL_INLINE Vec<double> round(Vec<double> a) {
-  return _mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
 MINIDL_INLINE Vec<double> select(__mmask8 m, Vec<double> a, Vec<double> b) {
   return _mm512_mask_blend_pd(m, b.v, a.v);
 }

@@ -41,8 +41,6 @@ MINIDL_INLINE Vec<float> abs(Vec<float> a) { return __builtin_fabsf(a.v); }
 MINIDL_INLINE Vec<double> abs(Vec<double> a) { return __builtin_fabs(a.v); }
 MINIDL_INLINE Vec<float> sqrt(Vec<float> a) { return __builtin_sqrtf(a.v); }
 MINIDL_INLINE Vec<double> sqrt(Vec<double> a) { return __builtin_sqrt(a.v); }
-MINIDL_INLINE Vec<float> round(Vec<float> a) { return __builtin_rintf(a.v); }
-MINIDL_INLINE Vec<double> round(Vec<double> a) { return __builtin_rint(a.v); }
 MINIDL_INLINE Vec<float> copysign(Vec<float> a, Vec<float> s) { return __builtin_copysignf(a.v, s.v); }
 MINIDL_INLINE Vec<double> copysign(Vec<double> a, Vec<double> s) { return __builtin_copysign(a.v, s.v); }
 

@@ -1,0 +1,9 @@
+"""The lessons' pictures: each function returns a matplotlib Figure, needing no window and no global state.
+
+matplotlib is imported when the first figure is made, so that training works where it is not installed.
+"""
+
+from minidl.plot._classes import confusion, decision_boundary, predictions
+from minidl.plot._curves import line_fit, loss_and_accuracy, loss_curve
+
+__all__ = ["confusion", "decision_boundary", "line_fit", "loss_and_accuracy", "loss_curve", "predictions"]

@@ -1,0 +1,73 @@
+"""Curves: what went down or up in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minidl.plot._figure import BLUE, INK, ORANGE, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def loss_curve(losses: Sequence[float], title: str, ylabel: str) -> Figure:
+    """The loss after each epoch, on a logarithmic scale."""
+    figure = new_figure(6.4, 4.5, title)
+    axes = figure.subplots()
+    axes.plot(range(1, len(losses) + 1), losses, color=BLUE, linewidth=2)
+    axes.set_yscale("log")
+    axes.set_xlim(0, max(2, len(losses)))
+    style(axes, "epoch", f"{ylabel} (log scale)")
+    return figure
+
+
+def loss_and_accuracy(losses: Sequence[float], accuracies: Sequence[float], title: str) -> Figure:
+    """Left the loss of each step and its running mean, right the test accuracy after each epoch."""
+    figure = new_figure(9.6, 4.6, title)
+    left, right = figure.subplots(1, 2)
+    window = max(1, len(losses) // 50)
+    smooth = torch.tensor(losses).unfold(0, window, 1).mean(dim=1).tolist()
+    steps = range(1, len(losses) + 1)
+    left.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="each step")
+    left.plot(steps[window - 1 :], smooth, color=BLUE, linewidth=2, label=f"mean of the last {window}")
+    left.set_xlim(0, max(2, len(losses)))
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, labelcolor=INK)
+    style(left, "step", "cross entropy")
+
+    epochs = range(1, len(accuracies) + 1)
+    percent = [100 * accuracy for accuracy in accuracies]
+    right.plot(epochs, percent, color=ORANGE, linewidth=2, marker="o", markersize=5)
+    place: dict[str, Any] = {"xytext": (-4, -16), "textcoords": "offset points", "ha": "right"}
+    right.annotate(f"{percent[-1]:.1f}%", (epochs[-1], percent[-1]), color=ORANGE, fontweight="bold", **place)
+    right.set_xlim(0.5, len(epochs) + 0.5)
+    right.set_ylim(min(percent) - max(2.0, 0.2 * (100 - min(percent))), 100)
+    if len(epochs) <= 10:
+        right.set_xticks(epochs)
+    style(right, "epoch", "test accuracy (%)")
+    return figure
+
+
+def line_fit(
+    points: Sequence[tuple[float, float]], lines: Sequence[tuple[int, float, float, float]], title: str
+) -> Figure:
+    """The points, and the line at several epochs, oldest first: (epoch, weight, bias, prediction at 5)."""
+    figure = new_figure(7.2, 5.0, title)
+    axes = figure.subplots()
+    for rank, (epoch, weight, bias, _) in enumerate(lines[:-1]):
+        alpha = 0.25 + 0.55 * rank / len(lines)
+        axes.axline((0, bias), slope=weight, color=BLUE, alpha=alpha, linewidth=1.4, label=f"epoch {epoch}")
+    epoch, weight, bias, prediction = lines[-1]
+    axes.axline((0, bias), slope=weight, color=ORANGE, linewidth=2.4, label=f"epoch {epoch}")
+    axes.scatter(*zip(*points, strict=True), color=INK, zorder=3, label="training points")
+    axes.plot([5], [prediction], "o", color="white", markeredgecolor=ORANGE, markeredgewidth=2, markersize=8)
+    place: dict[str, Any] = {"xytext": (-10, 6), "textcoords": "offset points", "ha": "right"}
+    axes.annotate(f"prediction {prediction:.3f}", (5, prediction), color=ORANGE, fontweight="bold", **place)
+    axes.set_xlim(0, 5.6)
+    axes.set_ylim(0, 12.5)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    style(axes, "x", "y")
+    return figure
