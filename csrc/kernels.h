@@ -19,9 +19,36 @@
 
 namespace minidl {
 
+// The 16-bit floating-point types: storage only. Kernels compute in Wide<T>.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// What sums over T, and statistics that a backward pass reads, are kept in.
+template <class T>
+struct WideOf {
+  using type = T;
+};
+template <>
+struct WideOf<Half> {
+  using type = float;
+};
+template <>
+struct WideOf<BFloat16> {
+  using type = float;
+};
+template <class T>
+using Wide = typename WideOf<T>::type;
+
 // How a kernel reaches what it may not own: the stream it is ordered on and scratch memory.
 struct Context {
   void* stream = nullptr;      // cudaStream_t; unused on the CPU
+  int device = 0;              // index of the CUDA device; unused on the CPU
+  int* error = nullptr;        // where a CUDA kernel leaves the code of a launch that failed
+  bool allow_tf32 = false;     // may products of float be computed with 10-bit mantissas?
   int threads = 1;             // upper bound on parallelism; must not change any result
   int64_t l2_bytes = 1 << 20;  // of a core's second-level cache; may change no result either
   // Uninitialised scratch of at least `bytes`, 64-byte aligned, on the backend's device, valid until the
@@ -124,6 +151,8 @@ struct Kernels {
   const char* name;  // "scalar", "avx2", "avx512", "neon", "cuda"
   KernelsOf<float> f32;
   KernelsOf<double> f64;
+  KernelsOf<Half> f16 = {};  // CUDA only
+  KernelsOf<BFloat16> bf16 = {};
 };
 
 }  // namespace minidl

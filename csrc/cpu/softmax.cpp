@@ -269,8 +269,8 @@ void find_bad_target(int64_t* position, const int64_t* target, int64_t n, int64_
 }
 
 template <class T>
-void cross_entropy_forward(T* loss, T* stats, T* total_weight, const T* x_, ClassTarget<T> t, ClassShape s,
-                           Reduction r, Context ctx) {
+void cross_entropy_forward(T* loss, Wide<T>* stats, Wide<T>* total_weight, const T* x_, ClassTarget<T> t,
+                           ClassShape s, Reduction r, Context ctx) {
   const int64_t rows = s.outer * s.inner;
   if (s.classes == 0) {
     if (r == Reduction::none) fill_zero(loss, rows);
@@ -298,8 +298,9 @@ void cross_entropy_forward(T* loss, T* stats, T* total_weight, const T* x_, Clas
 }
 
 template <class T>
-void cross_entropy_backward(T* dx_, const T* dy, const T* x_, const T* stats, const T* total_weight,
-                            ClassTarget<T> t, ClassShape s, Reduction r, Context) {
+void cross_entropy_backward(T* dx_, const T* dy, const T* x_, const Wide<T>* stats,
+                            const Wide<T>* total_weight, ClassTarget<T> t, ClassShape s, Reduction r,
+                            Context) {
   const Walks<T> walks{s};
   const int64_t rows = s.outer * s.inner;
   visit_spread(t, s.classes, [&](auto spread_) {
@@ -357,7 +358,7 @@ void cross_entropy_backward(T* dx_, const T* dy, const T* x_, const T* stats, co
 }
 
 template <class T>
-void nll_loss_forward(T* loss, T* total_weight, const T* x, ClassTarget<T> t, ClassShape s, Reduction r,
+void nll_loss_forward(T* loss, Wide<T>* total_weight, const T* x, ClassTarget<T> t, ClassShape s, Reduction r,
                       Context ctx) {
   const auto run = [&](int64_t begin, int64_t end) {
     LossSums sums;
@@ -373,8 +374,8 @@ void nll_loss_forward(T* loss, T* total_weight, const T* x, ClassTarget<T> t, Cl
 }
 
 template <class T>
-void nll_loss_backward(T* dx, const T* dy, const T* total_weight, ClassTarget<T> t, ClassShape s, Reduction r,
-                       Context) {
+void nll_loss_backward(T* dx, const T* dy, const Wide<T>* total_weight, ClassTarget<T> t, ClassShape s,
+                       Reduction r, Context) {
   fill_zero(dx, s.outer * s.classes * s.inner);
   parallel_for(s.outer * s.inner, grain, [&](int64_t begin, int64_t end) {
     each_picked(t, s, begin, end, [&](int64_t row, int64_t position, T weight) {
@@ -383,15 +384,16 @@ void nll_loss_backward(T* dx, const T* dy, const T* total_weight, ClassTarget<T>
   });
 }
 
-#define INSTANTIATE(T)                                                                                       \
-  template void softmax_forward(T*, const T*, ClassShape, bool, Context);                                    \
-  template void softmax_backward(T*, const T*, const T*, ClassShape, bool, Context);                         \
-  template void find_bad_target<T>(int64_t*, const int64_t*, int64_t, int64_t, int64_t, Context);            \
-  template void cross_entropy_forward(T*, T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context); \
-  template void cross_entropy_backward(T*, const T*, const T*, const T*, const T*, ClassTarget<T>,           \
-                                       ClassShape, Reduction, Context);                                      \
-  template void nll_loss_forward(T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context);          \
-  template void nll_loss_backward(T*, const T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context);
+#define INSTANTIATE(T)                                                                                 \
+  template void softmax_forward(T*, const T*, ClassShape, bool, Context);                              \
+  template void softmax_backward(T*, const T*, const T*, ClassShape, bool, Context);                   \
+  template void find_bad_target<T>(int64_t*, const int64_t*, int64_t, int64_t, int64_t, Context);      \
+  template void cross_entropy_forward<T>(T*, T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction,  \
+                                         Context);                                                     \
+  template void cross_entropy_backward<T>(T*, const T*, const T*, const T*, const T*, ClassTarget<T>,  \
+                                          ClassShape, Reduction, Context);                             \
+  template void nll_loss_forward<T>(T*, T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context); \
+  template void nll_loss_backward<T>(T*, const T*, const T*, ClassTarget<T>, ClassShape, Reduction, Context);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

@@ -20,6 +20,9 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#ifdef MINIDL_SIM
+#include "cuda_sim.h"  // then one of the tables is CUDA's, on the simulator of tests/sim
+#endif
 
 #if __has_include(<sanitizer/asan_interface.h>)
 #include <sanitizer/asan_interface.h>
@@ -33,11 +36,12 @@ using namespace minidl;
 namespace {
 
 std::vector<const Kernels*> tables;
-std::set<std::string> checked;  // kernels
-int64_t comparisons = 0;
-std::string kernel_now, size_now;
+std::set<std::string> checked;                   // kernels
+int64_t comparisons = 0, cases = 0, one_in = 1;  // of the cases, one in `one_in` is run
+std::string kernel_now, size_now, wanted;
 const char *table_now = "", *dtype_now = "";
-int ranges_now = 1, workspaces_now = 0;
+unsigned orders[2] = {0, 1};  // of the simulator's threads, for one range and for three
+int ranges_now = 1, workspaces_now = 0, error_now = 0;
 
 void say_where() {
   std::fprintf(stderr, "kernel %s, table %s, %s, %s, in %d range(s)\n", kernel_now.c_str(), table_now,
@@ -117,6 +121,15 @@ Buffer<T> random(int64_t n, double low = -3, double high = 3, bool special = fal
   return x;
 }
 
+bool on_cuda() { return table_now == std::string("cuda"); }
+
+// After a kernel: whether its launches went well.
+void check_launches() {
+#ifdef MINIDL_SIM
+  if (error_now) fail(sim::message());
+#endif
+}
+
 template <class T>
 const KernelsOf<T>& of(const Kernels& table) {
   if constexpr (sizeof(T) == 4)
@@ -129,8 +142,8 @@ bool same(T a, T b) {
   return a == b || (a != a && b != b);
 }
 template <class T>
-bool close(T a, T b) {
-  return same(a, b) || std::abs(a - b) <= (sizeof(T) == 4 ? 2e-5 : 1e-13) * (1 + std::abs(b));
+bool close(T a, T b, double scale = 1) {
+  return same(a, b) || std::abs(a - b) <= (sizeof(T) == 4 ? 2e-5 : 1e-13) * (scale + std::abs(b));
 }
 template <class... Numbers>
 std::string sizes(const char* names, Numbers... numbers) {
@@ -143,6 +156,9 @@ template <class T>
 struct Output {
   int64_t n;
   const T* start = nullptr;  // what it holds before the call
+  // Of the error, where the CPU's tables add up many numbers in T in one order, and CUDA in another or in
+  // double.
+  double cuda_scale = 1;
 };
 
 // run(kernels, context, outputs) on every table: the scalar table's numbers, and the same bits in one range
@@ -150,6 +166,7 @@ struct Output {
 template <class T, class F>
 void check(const char* kernel, const std::string& size, const std::vector<Output<T>>& outputs, F run) {
   checked.insert(kernel);
+  if (++cases % one_in) return;
   kernel_now = kernel, size_now = size, dtype_now = sizeof(T) == 4 ? "float" : "double";
   const auto on = [&](const Kernels& table, int ranges, T fill) {
     table_now = table.name, ranges_now = ranges, workspaces_now = 0;
@@ -160,7 +177,13 @@ void check(const char* kernel, const std::string& size, const std::vector<Output
       out.push_back(buffers.back().data());
       o.start ? (void)std::copy_n(o.start, o.n, out.back()) : (void)std::fill_n(out.back(), o.n, fill);
     }
-    run(of<T>(table), Context{.threads = ranges, .workspace = thread_workspace}, out.data());
+#ifdef MINIDL_SIM
+    sim::set_order(orders[ranges > 1]);
+    error_now = 0;
+#endif
+    run(of<T>(table), Context{.error = &error_now, .threads = ranges, .workspace = thread_workspace},
+        out.data());
+    check_launches();
     return buffers;
   };
   // Another filling each time, so that what no call writes is a disagreement.
@@ -171,7 +194,7 @@ void check(const char* kernel, const std::string& size, const std::vector<Output
     for (size_t o = 0; o < outputs.size(); ++o) {
       for (int64_t i = 0; i < outputs[o].n; ++i) {
         const T a = once[o].data()[i], b = split[o].data()[i], e = expected[o].data()[i];
-        if (same(a, b) && close(a, e)) continue;
+        if (same(a, b) && close(a, e, on_cuda() ? outputs[o].cuda_scale : 1)) continue;
         char what[200];
         std::snprintf(what, sizeof what,
                       "output %zu [%ld] is %.17g in one range, %.17g in three, %.17g by scalar", o,

