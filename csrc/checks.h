@@ -7,9 +7,14 @@
 
 namespace minidl {
 
+// Half precision is CUDA's; a fake tensor does not say here which device it stands for.
 inline void check_dtype(const char* op, const at::Tensor& x) {
-  TORCH_CHECK_NOT_IMPLEMENTED(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, "minidl::", op,
-                              " is implemented for float32 and float64, not for ", x.scalar_type());
+  const at::ScalarType dtype = x.scalar_type();
+  const bool half = dtype == at::kHalf || dtype == at::kBFloat16;
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      dtype == at::kFloat || dtype == at::kDouble || (half && !x.is_cpu()), "minidl::", op,
+      " is implemented for float32 and float64, and on CUDA for float16 and bfloat16, ", "not for ", dtype,
+      " on ", x.device());
   TORCH_CHECK_NOT_IMPLEMENTED(x.layout() == at::kStrided, "minidl::", op,
                               " needs a dense tensor, got layout ", x.layout());
 }

@@ -1,12 +1,15 @@
 #include "dispatch.h"
 
 #include <ATen/Parallel.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
 
 #include "checks.h"
+#include "cuda/backend.h"
 #include "parallel.h"
 
 namespace minidl {
@@ -86,12 +89,38 @@ std::string isa() { return cpu_table().load()->name; }
 void set_isa(const std::string& name) { cpu_table().store(table_named(name)); }
 
 const Kernels& kernels_for(const at::Tensor& x, const char* op) {
-  TORCH_CHECK_NOT_IMPLEMENTED(x.is_cpu(), "minidl::", op, ": no kernels for device ", x.device(),
+  if (x.is_cpu()) return *cpu_table().load(std::memory_order_relaxed);
+  TORCH_CHECK_NOT_IMPLEMENTED(x.is_cuda(), "minidl::", op, ": no kernels for device ", x.device());
+  TORCH_CHECK_NOT_IMPLEMENTED(cuda::kernels.name, "minidl::", op, ": no kernels for device ", x.device(),
                               "; this build has CPU kernels only (see `minidl doctor`)");
-  return *cpu_table().load(std::memory_order_relaxed);
+  return cuda::kernels;
 }
 
-Context context_for(const at::Tensor&) {
+namespace {
+
+// Scratch for the running launch, from the device's own allocator: it goes back when the launch is queued,
+// and the allocator hands it out again to what is queued behind on the same stream only.
+thread_local c10::DataPtr cuda_scratch;
+void* cuda_workspace(size_t bytes) {
+  cuda_scratch = c10::GetAllocator(c10::DeviceType::CUDA)->allocate(bytes);
+  return cuda_scratch.get();
+}
+
+Context cuda_context(const at::Tensor& x, int* error) {
+  const c10::impl::VirtualGuardImpl guard(x.device().type());
+  const auto precision =
+      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  return {.stream = guard.getStreamNativeHandle(guard.getStream(x.device())),
+          .device = x.device().index(),
+          .error = error,
+          .allow_tf32 = precision == at::Float32Precision::TF32,
+          .workspace = cuda_workspace};
+}
+
+}  // namespace
+
+Context context_for(const at::Tensor& x, int* error) {
+  if (!x.is_cpu()) return cuda_context(x, error);
   static const int64_t l2_bytes = [] {
     long bytes = 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
@@ -100,6 +129,23 @@ Context context_for(const at::Tensor&) {
     return bytes > 0 ? bytes : Context().l2_bytes;
   }();
   return {.threads = at::get_num_threads(), .l2_bytes = l2_bytes, .workspace = thread_workspace};
+}
+
+void finish_launch(const at::Tensor& x, const char* op, const Context& ctx) {
+  static const bool wait = [] {
+    const char* wanted = std::getenv("MINIDL_CUDA_SYNC");
+    return wanted && *wanted && *wanted != '0';
+  }();
+  cuda_scratch.clear();
+  int code = *ctx.error;
+  if (code == 0 && wait) code = cuda::synchronize(ctx.device, ctx.stream);
+  if (code == 0) return;
+  throw c10::AcceleratorError(
+      {__func__, __FILE__, __LINE__}, code,
+      c10::str(
+          "minidl::", op, " on a tensor of shape ", x.sizes(), " and dtype ", x.scalar_type(),
+          ": CUDA error ", code, ", ", cuda::error_name(code), ": ", cuda::error_text(code),
+          wait ? "" : "; an earlier launch may be to blame: MINIDL_CUDA_SYNC=1 waits for each and names it"));
 }
 
 }  // namespace minidl

@@ -148,9 +148,9 @@ struct KernelsOf {
 };
 
 struct Kernels {
-  const char* name;  // "scalar", "avx2", "avx512", "neon", "cuda"
-  KernelsOf<float> f32;
-  KernelsOf<double> f64;
+  const char* name = nullptr;  // "scalar", "avx2", "avx512", "neon", "cuda"
+  KernelsOf<float> f32 = {};
+  KernelsOf<double> f64 = {};
   KernelsOf<Half> f16 = {};  // CUDA only
   KernelsOf<BFloat16> bf16 = {};
 };

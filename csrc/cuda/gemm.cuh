@@ -7,17 +7,22 @@
 namespace minidl::cuda {
 namespace {
 
+// How 16-byte reads go through an operand: along k, along i, or not at all, since neither is dense, or rows
+// do not begin on 16 bytes or end within them. A read of a vector is all inside or all outside then.
+enum class Order { k, i, none };
+
 template <class T>
 struct Operand {
   const T* data;
   int64_t stride, k_stride, batch_stride, size;  // size: of i
-  bool k_major;  // k runs along memory, or i does (or neither: read one by one)
-  bool vectors;  // 16-byte reads along it are aligned
 
-  Operand(const T* data_, int64_t s, int64_t ks, int64_t bs, int64_t size_)
-      : data(data_), stride(s), k_stride(ks), batch_stride(bs), size(size_), k_major(ks == 1 && s != 1) {
-    const int64_t along = k_major ? ks : s, across = k_major ? s : ks;
-    vectors = along == 1 && across % vec_width<T> == 0 && bs % vec_width<T> == 0 && aligned(data);
+  Order order(int64_t k) const {
+    constexpr int64_t width = vec_width<T>;
+    const auto runs = [&](int64_t along, int64_t across, int64_t length) {
+      return along == 1 && across % width == 0 && length % width == 0 && batch_stride % width == 0 &&
+             aligned(data);
+    };
+    return runs(k_stride, stride, k) ? Order::k : runs(stride, k_stride, size) ? Order::i : Order::none;
   }
 };
 
@@ -51,43 +56,33 @@ MINIDL_DEVICE Tile tile_of_block(const Problem<T>& p) {
           min_of(p.k, (split + 1) * p.k_per_split), which / p.splits,     split};
 }
 
-// Activations cheap enough to be unrolled over a thread's whole tile; the others take the second kernel.
+// What a tile does to its numbers itself; the other activations would be unrolled over a thread's whole tile,
+// and are left to the second kernel.
 inline bool fits_in_tile(ActivationKind kind) {
-  using enum ActivationKind;
-  return kind == none || kind == relu || kind == sigmoid || kind == tanh;
-}
-template <class W, class Visit>
-__host__ __device__ void visit_tile_activation(ActivationKind kind, Visit visit) {
-  switch (kind) {
-    case ActivationKind::relu:
-      return visit(Relu<W>{});
-    case ActivationKind::sigmoid:
-      return visit(Sigmoid<W>{});
-    case ActivationKind::tanh:
-      return visit(Tanh<W>{});
-    default:
-      return visit(Identity<W>{});
-  }
+  return kind == ActivationKind::none || kind == ActivationKind::relu;
 }
 
 // Writes a thread's sums: each(put) calls put(i, j, sum) for all of them, with i and j within the tile.
 template <class T, class Each>
 MINIDL_DEVICE void write_tile(const Problem<T>& p, const Tile& tile, Each each) {
   using W = Wide<T>;
+  const int rows = static_cast<int>(min_of<int64_t>(p.m - tile.row, 1 << 20));
+  const int cols = static_cast<int>(min_of<int64_t>(p.n - tile.col, 1 << 20));
   if (p.partial) {
-    W* out = p.partial + (tile.split * p.batch + tile.batch) * p.m * p.n;
+    W* out = p.partial + ((tile.split * p.batch + tile.batch) * p.m + tile.row) * p.n + tile.col;
     each([&](int i, int j, W sum) {
-      if (tile.row + i < p.m && tile.col + j < p.n) out[(tile.row + i) * p.n + tile.col + j] = sum;
+      if (i < rows && j < cols) out[i * p.n + j] = sum;
     });
     return;
   }
-  T* out = p.c + tile.batch * p.c_batch_stride;
-  visit_tile_activation<W>(p.epilogue.activation.kind, [&](auto f) {
-    each([&](int i, int j, W sum) {
-      if (tile.row + i >= p.m || tile.col + j >= p.n) return;
-      const W bias = p.epilogue.bias ? widen(p.epilogue.bias[tile.col + j]) : W(0);
-      out[(tile.row + i) * p.ldc + tile.col + j] = narrow<T>(f.forward(sum + bias));
-    });
+  T* out = p.c + tile.batch * p.c_batch_stride + tile.row * p.ldc + tile.col;
+  const T* bias = p.epilogue.bias ? p.epilogue.bias + tile.col : nullptr;
+  const bool relu = p.epilogue.activation.kind == ActivationKind::relu;
+  each([&](int i, int j, W sum) {
+    if (i >= rows || j >= cols) return;
+    if (bias) sum += widen(bias[j]);
+    if (relu && sum <= W(0)) sum = 0;
+    out[i * p.ldc + j] = narrow<T>(sum);
   });
 }
 

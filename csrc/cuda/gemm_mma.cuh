@@ -9,8 +9,9 @@ namespace {
 
 // A tile of an operand in shared memory: rows of k (k_major), or rows of i. Rows are 16 bytes (32 for tf32
 // rows of i) longer than their numbers, so that the eight rows of an 8 x 8 matrix lie in different banks.
-template <class T, int size, bool k_major>
+template <class T, int size, Order order>
 struct MmaTile {
+  static constexpr bool k_major = order != Order::i;
   static constexpr int width = vec_width<T>, bk = 64 / static_cast<int>(sizeof(T));
   static constexpr int length = k_major ? bk : size, rows = k_major ? size : bk;
   static constexpr int pitch = length + (sizeof(T) == 4 && !k_major ? 2 : 1) * width;
@@ -27,16 +28,14 @@ struct MmaTile {
       const int in_row = index / (length / width), along = index % (length / width) * width;
       T* to = tile + in_row * pitch + along;
       const int64_t i = first + (k_major ? in_row : along), k = first_k + (k_major ? along : in_row);
-      if (x.vectors) {
+      const T* from = data + i * x.stride + k * x.k_stride;
+      if constexpr (order == Order::none) {
+        MINIDL_UNROLL for (int j = 0; j < width; ++j) {
+          to[j] = i < x.size && k + j < k_end ? from[j * x.k_stride] : T{};
+        }
+      } else {
         const bool inside = i < x.size && k < k_end;
-        const int64_t left = inside ? min_of<int64_t>(width, k_major ? k_end - k : x.size - i) : 0;
-        const T* from = inside ? data + i * x.stride + k * x.k_stride : data;
-        copy_async_16(to, from, static_cast<unsigned>(left * int64_t(sizeof(T))));
-        continue;
-      }
-      for (int j = 0; j < width; ++j) {
-        const int64_t at = k_major ? i : i + j, at_k = k_major ? k + j : k;
-        to[j] = at < x.size && at_k < k_end ? data[at * x.stride + at_k * x.k_stride] : T{};
+        copy_async_16(to, inside ? from : data, inside ? 16 : 0);
       }
     }
   }
@@ -60,16 +59,16 @@ struct MmaTile {
 };
 
 constexpr int mma_stages = 3;
-template <class T, int t, bool a_k_major, bool b_k_major>
+template <class T, int t, Order a_order, Order b_order>
 constexpr size_t mma_shared_bytes =
-    mma_stages * sizeof(T) *
-    (MmaTile<T, 32 * t, a_k_major>::elements + MmaTile<T, 32 * t, b_k_major>::elements);
+    mma_stages * sizeof(T) * (MmaTile<T, 32 * t, a_order>::elements + MmaTile<T, 32 * t, b_order>::elements);
 
-template <class T, int t, bool a_k_major, bool b_k_major>
-__global__ void __launch_bounds__(gemm_block) gemm_mma_kernel(const __grid_constant__ Problem<T> p) {
+template <class T, int t, Order a_order, Order b_order>
+__global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
+    gemm_mma_kernel(const __grid_constant__ Problem<T> p) {
   constexpr int bm = 32 * t, bn = 32 * t;
-  using TileA = MmaTile<T, bm, a_k_major>;
-  using TileB = MmaTile<T, bn, b_k_major>;
+  using TileA = MmaTile<T, bm, a_order>;
+  using TileB = MmaTile<T, bn, b_order>;
   constexpr int bk = TileA::bk;
   static_assert(t % 2 == 0, "fragments of B come in pairs");
   MINIDL_DYNAMIC_SHARED(T, shared);

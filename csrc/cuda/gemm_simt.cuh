@@ -8,11 +8,13 @@
 namespace minidl::cuda {
 namespace {
 
-constexpr int gemm_block = 256;
+// Two blocks on a multiprocessor: one computes while the other waits. Caps a thread at 128 registers.
+constexpr int gemm_block = 256, gemm_blocks_per_sm = 2;
 
 // `rows` x bk numbers of an operand: from global memory to registers, then to shared memory as (k, row).
-template <class T, int rows, int bk, bool k_major>
+template <class T, int rows, int bk, Order order>
 struct TileLoader {
+  static constexpr bool k_major = order != Order::i;
   static constexpr int width = vec_width<T>, count = rows * bk / width / gemm_block;
   // Rows in shared memory are 16 bytes longer, so that they begin aligned, but not all in the same bank.
   static constexpr int pitch = rows + width;
@@ -33,16 +35,15 @@ struct TileLoader {
       int in_row, in_k;
       place(v, in_row, in_k);
       const int64_t row = first_row + in_row, k = first_k + in_k;
-      const bool inside = k_major ? row < x.size && k + width <= k_end : row + width <= x.size && k < k_end;
-      if (inside && x.vectors) {
-        const Pack<T, width> pack =
-            *reinterpret_cast<const Pack<T, width>*>(data + row * x.stride + k * x.k_stride);
+      const T* from = data + row * x.stride + k * x.k_stride;
+      if constexpr (order == Order::none) {
+        MINIDL_UNROLL for (int j = 0; j < width; ++j) {
+          held[v][j] = row < x.size && k + j < k_end ? from[j * x.k_stride] : T(0);
+        }
+      } else {
+        Pack<T, width> pack = {};
+        if (row < x.size && k < k_end) pack = *reinterpret_cast<const Pack<T, width>*>(from);
         MINIDL_UNROLL for (int j = 0; j < width; ++j) held[v][j] = pack.lane[j];
-        continue;
-      }
-      MINIDL_UNROLL for (int j = 0; j < width; ++j) {
-        const int64_t r = k_major ? row : row + j, c = k_major ? k + j : k;
-        held[v][j] = r < x.size && c < k_end ? data[r * x.stride + c * x.k_stride] : T(0);
       }
     }
   }
@@ -59,12 +60,13 @@ struct TileLoader {
   }
 };
 
-template <class T, int t, int bk, bool a_k_major, bool b_k_major>
-__global__ void __launch_bounds__(gemm_block) gemm_simt_kernel(const __grid_constant__ Problem<T> p) {
+template <class T, int t, int bk, Order a_order, Order b_order>
+__global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
+    gemm_simt_kernel(const __grid_constant__ Problem<T> p) {
   constexpr int bm = 16 * t, bn = 16 * t, width = vec_width<T>, groups = t / width;
   static_assert(t % width == 0, "a lane reads its rows and columns of a k in whole vectors");
-  using LoaderA = TileLoader<T, bm, bk, a_k_major>;
-  using LoaderB = TileLoader<T, bn, bk, b_k_major>;
+  using LoaderA = TileLoader<T, bm, bk, a_order>;
+  using LoaderB = TileLoader<T, bn, bk, b_order>;
   MINIDL_SHARED(T, a_tile, [2][bk][LoaderA::pitch]);
   MINIDL_SHARED(T, b_tile, [2][bk][LoaderB::pitch]);
 

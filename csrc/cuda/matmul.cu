@@ -21,25 +21,33 @@ int64_t tiles_of(const Problem<T>& p, int size) {
   return ceil_div(p.m, size) * ceil_div(p.n, size) * p.batch;
 }
 
-// Calls f with both orders of memory as types.
+template <Order order>
+using OrderOf = std::integral_constant<Order, order>;
+
+// Calls f with the orders of both operands as types. Where one has none, neither is read in vectors: five
+// pairs are kernels enough.
 template <class T, class F>
 void visit_orders(const Problem<T>& p, F f) {
-  const auto with_a = [&](auto a) { p.b.k_major ? f(a, std::true_type{}) : f(a, std::false_type{}); };
-  p.a.k_major ? with_a(std::true_type{}) : with_a(std::false_type{});
+  const Order a = p.a.order(p.k), b = p.b.order(p.k);
+  if (a == Order::none || b == Order::none) return f(OrderOf<Order::none>{}, OrderOf<Order::none>{});
+  const auto with_a = [&](auto of_a) {
+    b == Order::k ? f(of_a, OrderOf<Order::k>{}) : f(of_a, OrderOf<Order::i>{});
+  };
+  a == Order::k ? with_a(OrderOf<Order::k>{}) : with_a(OrderOf<Order::i>{});
 }
 
 template <class T, int t>
 void launch_simt(const Problem<T>& p, int64_t blocks, const Context& ctx) {
+  constexpr int bk = t == 8 ? 8 : 64 / static_cast<int>(sizeof(T));  // 16 would spill registers at t = 8
   visit_orders(p, [&](auto a, auto b) {
-    launch(gemm_simt_kernel<T, t, 64 / static_cast<int>(sizeof(T)), decltype(a)::value, decltype(b)::value>,
-           blocks, gemm_block, 0, ctx, p);
+    launch(gemm_simt_kernel<T, t, bk, a.value, b.value>, blocks, gemm_block, 0, ctx, p);
   });
 }
 template <class T, int t>
 void launch_mma(const Problem<T>& p, int64_t blocks, const Context& ctx) {
   visit_orders(p, [&](auto a, auto b) {
-    constexpr bool ak = decltype(a)::value, bk = decltype(b)::value;
-    launch(gemm_mma_kernel<T, t, ak, bk>, blocks, gemm_block, mma_shared_bytes<T, t, ak, bk>, ctx, p);
+    launch(gemm_mma_kernel<T, t, a.value, b.value>, blocks, gemm_block,
+           mma_shared_bytes<T, t, a.value, b.value>, ctx, p);
   });
 }
 
@@ -63,6 +71,15 @@ void launch_gemm(const Problem<T>& p, bool large, int64_t blocks, const Context&
 //
 // A block takes 32 columns (a warp's width) of a run of rows, its warps take every `warps`-th row of it. Sums
 // of several runs are added up in their order by a second kernel.
+
+// The activations whose derivative is computed from the output.
+template <class W, class Visit>
+void visit_invertible(ActivationKind kind, Visit visit) {
+  if (kind == ActivationKind::relu) return visit(Relu<W>{});
+  if (kind == ActivationKind::sigmoid) return visit(Sigmoid<W>{});
+  if (kind == ActivationKind::tanh) return visit(Tanh<W>{});
+  visit(Identity<W>{});
+}
 
 constexpr int column_warps = 8, column_block = 32 * column_warps;
 
@@ -157,7 +174,7 @@ void epilogue_backward(T* dz, T* db, const T* dy, const T* y, int64_t m, int64_t
   if (db && runs > 1) {
     partial = static_cast<double*>(ctx.workspace(sizeof(double) * static_cast<size_t>(runs * n)));
   }
-  visit_tile_activation<Wide<T>>(activation.kind, [&](auto f) {
+  visit_invertible<Wide<T>>(activation.kind, [&](auto f) {
     launch(epilogue_backward_kernel<T, decltype(f)>, strips * runs, column_block, 0, ctx, dz, db, partial, dy,
            y, m, n, rows_per_run, f);
   });

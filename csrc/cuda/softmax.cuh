@@ -13,8 +13,11 @@
 namespace minidl::cuda {
 namespace {
 
+constexpr int row_block = 128;  // threads of a block of ThreadTeams or WarpTeams
+
 struct ThreadTeam {
   static constexpr bool dense = false;
+  static constexpr int most_threads = row_block;
   static constexpr int rank = 0, size = 1;
   int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, step = int64_t(gridDim.x) * blockDim.x;
   template <class W>
@@ -29,6 +32,7 @@ struct ThreadTeam {
 
 struct WarpTeam {
   static constexpr bool dense = true;
+  static constexpr int most_threads = row_block;
   static constexpr int size = 32;
   int rank = static_cast<int>(threadIdx.x % 32);
   int64_t first = int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32,
@@ -45,6 +49,7 @@ struct WarpTeam {
 
 struct BlockTeam {
   static constexpr bool dense = true;
+  static constexpr int most_threads = 512;
   int rank = static_cast<int>(threadIdx.x), size = static_cast<int>(blockDim.x);
   int64_t first = blockIdx.x, step = gridDim.x;
   template <class W>
@@ -83,7 +88,7 @@ struct Row {
 
 // f.row(team, row) for each row of the team, then f.finish() once in each thread.
 template <class T, class Team, class F>
-__global__ void __launch_bounds__(1024) row_kernel(ClassShape s, int misaligned, F f) {
+__global__ void __launch_bounds__(Team::most_threads) row_kernel(ClassShape s, int misaligned, F f) {
   const Team team;
   f.start(s);
   for (int64_t r = team.first; r < s.outer * s.inner; r += team.step) {
@@ -103,7 +108,6 @@ int misalignment(const T* first, P... others) {
   return beyond(first) / static_cast<int>(sizeof(T));
 }
 
-constexpr int row_block = 128;             // threads of a block of ThreadTeams or WarpTeams
 constexpr int64_t warp_classes = 1024;     // from here on a row takes a block
 constexpr size_t cache_bytes = 200 << 10;  // of shared memory, that a block may keep its rows in
 
@@ -119,7 +123,7 @@ RowLaunch plan_rows(ClassShape s, const Context& ctx, int cached = 0) {
   const int64_t rows = s.outer * s.inner;
   if (s.inner != 1) return {grid_stride_blocks(rows, row_block, ctx, 16), row_block, 0};
   const bool warps = s.classes <= warp_classes;
-  const int team = warps ? 32 : s.classes <= 16 * warp_classes ? 256 : 1024;
+  const int team = warps ? 32 : s.classes <= 8 * warp_classes ? 256 : BlockTeam::most_threads;
   const int threads = warps ? row_block : team;
   const int64_t slots = 2 + ceil_div(ceil_div(s.classes, vec_width<T>), team) * vec_width<T>;
   const size_t bytes = static_cast<size_t>(cached * slots * threads) * sizeof(Wide<T>);

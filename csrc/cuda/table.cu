@@ -1,6 +1,5 @@
-// The table of the CUDA kernels: the only symbol of csrc/cuda, with backend.cu's, that the rest of the
-// project names.
-#include "kernels.h"
+// The table of the CUDA kernels.
+#include "backend.h"
 
 namespace minidl::cuda {
 
@@ -19,8 +18,11 @@ constexpr KernelsOf<T> kernels_of = {
 };
 }  // namespace
 
-extern const Kernels kernels;
+#ifdef MINIDL_FEW_TYPES  // as MINIDL_FOR_EACH_TYPE
+const Kernels kernels = {.name = "cuda", .f32 = kernels_of<float>, .f16 = kernels_of<Half>};
+#else
 const Kernels kernels = {"cuda", kernels_of<float>, kernels_of<double>, kernels_of<Half>,
                          kernels_of<BFloat16>};
+#endif
 
 }  // namespace minidl::cuda

@@ -62,6 +62,15 @@ inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like) {
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(shape), output_allocator(),
                                    c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(), {});
 }
+// The dtype of Wide<T>, T being x's: of sums and statistics.
+inline at::ScalarType wide_dtype(const Tensor& x) {
+  const bool half = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+  return half ? at::kFloat : x.scalar_type();
+}
+inline Tensor wide_output(c10::SymIntArrayRef shape, const Tensor& like) {
+  return like.is_cpu() ? output(shape, like)
+                       : at::empty_symint(shape, like.options().dtype(wide_dtype(like)));
+}
 // With the memory order of x, which must be dense.
 inline Tensor output_like(const Tensor& x) {
   if (!x.is_cpu()) return at::empty_like(x);
@@ -79,17 +88,30 @@ inline Tensor laid_out_as(const Tensor& x, const Tensor& y) {
   return at::empty_like(y, x.options()).copy_(x);
 }
 
+// Torch's own 16-bit types are others than kernels.h's, with the same bits.
+template <class T>
+constexpr bool is_half = std::is_same_v<T, Half> || std::is_same_v<T, BFloat16>;
+
 template <class T>
 const T* data(const Tensor& x) {
-  return x.const_data_ptr<T>();
+  if constexpr (is_half<T>) {
+    return static_cast<const T*>(x.const_data_ptr());
+  } else {
+    return x.const_data_ptr<T>();
+  }
 }
 template <class T>
 const T* data(const OptionalTensor& x) {
-  return x.has_value() ? x->const_data_ptr<T>() : nullptr;
+  return x.has_value() ? data<T>(*x) : nullptr;
 }
 template <class T>
 T* mutable_data(const Tensor& x) {
-  return x.defined() ? x.mutable_data_ptr<T>() : nullptr;
+  if (!x.defined()) return nullptr;
+  if constexpr (is_half<T>) {
+    return static_cast<T*>(x.mutable_data_ptr());
+  } else {
+    return x.mutable_data_ptr<T>();
+  }
 }
 
 }  // namespace

@@ -170,18 +170,20 @@ void check_gradients(const char* op, TensorList grads) {
   for (const Tensor& g : grads) check_dtype(op, g);
 }
 
-// Float64 if one of them is: its rows are then walked as float64 copies where they are not.
+// Of the dtype of all, else float64 if one of them is, else float32: those of another are walked as copies.
 Tensor total_norm(TensorList grads, double p) {
   const char* op = "total_norm";
   check_gradients(op, grads);
   const bool has_identity = p >= 0 && !std::isinf(p);
-  bool any_double = false;
+  bool any_double = false, one_dtype = true;
   for (const Tensor& g : grads) {
     TORCH_CHECK(p != p || has_identity || g.sym_numel() > 0, "minidl::", op, " cannot compute the ", p,
                 " norm on an empty tensor because the operation does not have an identity");
     any_double |= g.scalar_type() == at::kDouble;
+    one_dtype &= g.scalar_type() == grads[0].scalar_type();
   }
-  const Tensor y = at::empty({}, grads[0].options().dtype(any_double ? at::kDouble : at::kFloat));
+  const at::ScalarType dtype = one_dtype ? grads[0].scalar_type() : any_double ? at::kDouble : at::kFloat;
+  const Tensor y = at::empty({}, grads[0].options().dtype(dtype));
   if (y.is_meta()) return y;
   launch(op, y, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);

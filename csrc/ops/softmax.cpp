@@ -77,15 +77,16 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy_forward(const Tensor& x, const 
                                                          int64_t ignore_index, double label_smoothing) {
   const Classification c =
       classification("cross_entropy", x, target, weight, reduction, ignore_index, true, label_smoothing);
-  const Tensor loss = empty_loss(c), total_weight = output({}, c.x);
+  const Tensor loss = empty_loss(c), total_weight = wide_output({}, c.x);
   c10::SymInt rows = 1;
   for (const c10::SymInt& size : c.row_shape()) rows = rows * size;
-  const Tensor stats = output({2, rows}, c.x);
+  const Tensor stats = wide_output({2, rows}, c.x);
   if (loss.is_meta()) return {loss, stats, total_weight};
   launch_classification("cross_entropy", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    k.cross_entropy_forward(mutable_data<T>(loss), mutable_data<T>(stats), mutable_data<T>(total_weight),
-                            data<T>(c.x), c.kernel_target<T>(), c.shape(), c.reduction, ctx);
+    k.cross_entropy_forward(mutable_data<T>(loss), mutable_data<Wide<T>>(stats),
+                            mutable_data<Wide<T>>(total_weight), data<T>(c.x), c.kernel_target<T>(),
+                            c.shape(), c.reduction, ctx);
   });
   return {loss, stats, total_weight};
 }
@@ -97,7 +98,7 @@ Tensor cross_entropy_backward(const Tensor& dy_, const Tensor& x, const Tensor& 
   const Classification c =
       classification(name, x, target, weight, reduction, ignore_index, true, label_smoothing);
   check_dy(name, c, dy_, total_weight);
-  check_same_dtype(name, "stats", stats_, "input", x);
+  check_wide(name, "stats", stats_, x);
   TORCH_CHECK(stats_.sym_numel() * x.sym_size(class_dim(x)) == 2 * x.sym_numel(), "minidl::", name,
               ": stats of shape ", stats_.sym_sizes(), " does not fit input ", x.sym_sizes());
   const Tensor dy = dy_.contiguous(), stats = stats_.contiguous();
@@ -105,8 +106,8 @@ Tensor cross_entropy_backward(const Tensor& dy_, const Tensor& x, const Tensor& 
   if (dx.is_meta()) return dx;
   launch_classification(name, c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    k.cross_entropy_backward(mutable_data<T>(dx), data<T>(dy), data<T>(c.x), data<T>(stats),
-                             data<T>(total_weight), c.kernel_target<T>(), c.shape(), c.reduction, ctx);
+    k.cross_entropy_backward(mutable_data<T>(dx), data<T>(dy), data<T>(c.x), data<Wide<T>>(stats),
+                             data<Wide<T>>(total_weight), c.kernel_target<T>(), c.shape(), c.reduction, ctx);
   });
   return dx;
 }
@@ -176,11 +177,11 @@ std::tuple<Tensor, Tensor> nll_loss_forward(const Tensor& x, const Tensor& targe
                                             const OptionalTensor& weight, int64_t reduction,
                                             int64_t ignore_index) {
   const Classification c = classification("nll_loss", x, target, weight, reduction, ignore_index);
-  const Tensor loss = empty_loss(c), total_weight = output({}, c.x);
+  const Tensor loss = empty_loss(c), total_weight = wide_output({}, c.x);
   if (loss.is_meta()) return {loss, total_weight};
   launch_classification("nll_loss", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    k.nll_loss_forward(mutable_data<T>(loss), mutable_data<T>(total_weight), data<T>(c.x),
+    k.nll_loss_forward(mutable_data<T>(loss), mutable_data<Wide<T>>(total_weight), data<T>(c.x),
                        c.kernel_target<T>(), c.shape(), c.reduction, ctx);
   });
   return {loss, total_weight};
@@ -195,7 +196,7 @@ Tensor nll_loss_backward(const Tensor& dy_, const Tensor& x, const Tensor& targe
   if (dx.is_meta()) return dx;
   launch_classification("nll_loss_backward", c, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    k.nll_loss_backward(mutable_data<T>(dx), data<T>(dy), data<T>(total_weight), c.kernel_target<T>(),
+    k.nll_loss_backward(mutable_data<T>(dx), data<T>(dy), data<Wide<T>>(total_weight), c.kernel_target<T>(),
                         c.shape(), c.reduction, ctx);
   });
   return dx;

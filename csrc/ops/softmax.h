@@ -108,9 +108,15 @@ inline Tensor empty_loss(const Classification& c) {
   return c.reduction == Reduction::none ? output(c.row_shape(), c.x) : output({}, c.x);
 }
 
+inline void check_wide(const char* op, const char* name, const Tensor& sums, const Tensor& x) {
+  TORCH_CHECK(sums.scalar_type() == wide_dtype(x) && sums.device() == x.device(), "minidl::", op,
+              ": expected ", name, " of dtype ", wide_dtype(x), " on ", x.device(), ", but got ",
+              sums.scalar_type(), " on ", sums.device());
+}
+
 inline void check_dy(const char* op, const Classification& c, const Tensor& dy, const Tensor& total_weight) {
   check_same_dtype(op, "dy", dy, "input", c.x);
-  check_same_dtype(op, "total_weight", total_weight, "input", c.x);
+  check_wide(op, "total_weight", total_weight, c.x);
   const bool fits = c.reduction == Reduction::none ? dy.sym_sizes() == c.row_shape() : dy.sym_numel() == 1;
   TORCH_CHECK(fits && total_weight.sym_numel() == 1, "minidl::", op, ": dy of shape ", dy.sym_sizes(),
               " or total_weight of shape ", total_weight.sym_sizes(), " does not fit input ",

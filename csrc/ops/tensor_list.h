@@ -54,7 +54,7 @@ template <class F>
 void launch_batches(const char* op, TensorList tensors, F f) {
   const size_t most = overlap(tensors) ? 1 : tensors.size();
   for (size_t begin = 0; begin < tensors.size(); begin += most) {
-    for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}) {
       ShortList<size_t> batch;
       for (size_t i = begin; i < begin + most; ++i) {
         if (tensors[i].scalar_type() == dtype) batch.push_back(i);

@@ -222,13 +222,17 @@ int main(int argc, char** argv) {
     names += std::string(" ") + table->name;
   }
   check_all<float>();
+#ifndef MINIDL_FEW_TYPES
   check_all<double>();
+#endif
 #ifdef MINIDL_SIM
   check_cuda(run);
 #endif
-#define KERNEL(name, ...)                                                                                  \
-  if (wanted.empty() && !checked.count(#name)) fail("kernel " #name " is not checked here; the last that " \
-                                                                    "is");
+#define KERNEL(name, ...)                       \
+  if (wanted.empty() && !checked.count(#name))  \
+    fail("kernel " #name                        \
+         " is not checked here; the last that " \
+         "is");
 #include "kernels.def"
 #undef KERNEL
   std::printf("tables:%s\n%ld comparisons agree\n", names.c_str(), static_cast<long>(comparisons));

@@ -1,0 +1,51 @@
+# The CUDA kernels, torch-free, if there is an nvcc; else a table that is empty. They need no CUDA torch to compile
+# and link: the runtime is linked statically and finds no driver on a machine without one.
+set(MINIDL_CUDA AUTO CACHE STRING "ON: compile the CUDA kernels. OFF: do not. AUTO: with a CUDA torch and its nvcc")
+set_property(CACHE MINIDL_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+set(MINIDL_CUDA_REASON "")
+if(MINIDL_CUDA STREQUAL "AUTO" AND TORCH_CUDA STREQUAL "")
+  set(MINIDL_CUDA_REASON "built beside a CPU-only torch (MINIDL_CUDA=ON compiles them nevertheless)")
+elseif(NOT MINIDL_CUDA MATCHES "^(AUTO|ON)$")
+  set(MINIDL_CUDA_REASON "built with MINIDL_CUDA=${MINIDL_CUDA}")
+else()
+  # Before the language is enabled: else nvcc's default is taken, which is older than cp.async. Not `native`: the
+  # machine that compiles need not be the one that runs.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
+  endif()
+  check_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(MINIDL_CUDA_REASON "no nvcc was found at build time")
+  else()
+    enable_language(CUDA)
+    string(REGEX MATCH "^[0-9]+" nvcc_major "${CMAKE_CUDA_COMPILER_VERSION}")
+    string(REGEX MATCH "^[0-9]+" torch_major "${TORCH_CUDA}")
+    if(MINIDL_CUDA STREQUAL "AUTO" AND NOT nvcc_major STREQUAL torch_major)
+      set(MINIDL_CUDA_REASON "nvcc ${CMAKE_CUDA_COMPILER_VERSION} does not fit torch's CUDA ${TORCH_CUDA}")
+      set(CMAKE_CUDA_COMPILER_VERSION "")
+    endif()
+  endif()
+  if(MINIDL_CUDA STREQUAL "ON" AND NOT MINIDL_CUDA_REASON STREQUAL "")
+    message(FATAL_ERROR "minidl: MINIDL_CUDA=ON, but ${MINIDL_CUDA_REASON}")
+  endif()
+endif()
+
+if(NOT MINIDL_CUDA_REASON STREQUAL "")
+  message(STATUS "minidl: no CUDA kernels: ${MINIDL_CUDA_REASON}")
+  add_library(cuda_kernels OBJECT csrc/cuda/missing.cpp)
+  target_include_directories(cuda_kernels PRIVATE csrc)
+  return()
+endif()
+
+message(STATUS "minidl: CUDA kernels by nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+find_package(CUDAToolkit REQUIRED)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
+add_library(cuda_kernels OBJECT ${cuda_sources})
+target_include_directories(cuda_kernels PRIVATE csrc)
+set_target_properties(cuda_kernels PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
+  CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+target_compile_options(cuda_kernels PRIVATE --expt-relaxed-constexpr -Werror=all-warnings -Xfatbin=-compress-all)
+target_link_libraries(cuda_kernels PUBLIC CUDA::cudart_static)
+# The runtime's symbols are this module's own: torch has a runtime too.
+target_link_options(cuda_kernels INTERFACE LINKER:--exclude-libs,ALL)
