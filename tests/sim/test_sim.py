@@ -13,7 +13,6 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +65,9 @@ class Simulator:
             assert made.returncode == 0, made.stderr[-8000:]
         return target
 
-    def objects(self, build: str, csrc: Path = ROOT / "csrc", changed: frozenset[str] = frozenset()) -> list[Path]:
+    def objects(
+        self, build: str, csrc: Path = ROOT / "csrc", changed: frozenset[str] = frozenset()
+    ) -> list[Path]:
         """The objects of a build; those of the stems in `changed` come from another tree."""
         flags = FLAGS[build]
         scalar = ["-DMINIDL_ISA=scalar", "-DMINIDL_ISA_scalar", "-ffp-contract=off", "-fno-math-errno"]
@@ -141,7 +142,9 @@ def test_line_coverage(simulator: Simulator, tmp_path: Path) -> None:
     data = [path.with_suffix(".gcda") for path in simulator.objects("plain")]
     passes(simulator.program("plain"), 16)
     executed: dict[tuple[str, int], bool] = {}
-    objects = [str(path) for path in data if path.exists() and path.stem.split("-")[0] in [*STEMS, "kernels_main"]]
+    objects = [
+        str(path) for path in data if path.exists() and path.stem.split("-")[0] in [*STEMS, "kernels_main"]
+    ]
     listing = subprocess.run(
         [gcov, "--stdout", *objects], capture_output=True, text=True, check=True, cwd=tmp_path
     ).stdout
@@ -247,9 +250,9 @@ BUGS = {
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Iterator[Path]:
+def planted(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    yield tmp_path / "csrc"
+    return tmp_path / "csrc"
 
 
 @pytest.mark.parametrize("name", BUGS)
