@@ -54,21 +54,16 @@ inline uint32_t to_tf32(float x) {
 // Copies 16 bytes from global to shared memory, the first `filled` of them, and zeros. Lands at the wait, as
 // late as it may: who reads before finds NaN.
 inline void copy_async_16(void* to, const void* from, unsigned filled) {
-  sim::Copies& c = sim::copies();
-  c.pending.push_back({to, from, 16, filled, c.group});
+  sim::begin_copy({to, from, 16, filled, 0});
 }
-inline void copy_async_commit() { ++sim::copies().group; }
+inline void copy_async_commit() { sim::end_group(); }
 // Waits for all groups but the `left` latest.
 template <int left>
 void copy_async_wait() {
-  sim::Copies& c = sim::copies();
-  size_t landed = 0;
-  for (; landed < c.pending.size() && c.pending[landed].group < c.group - left; ++landed) {
-    const sim::Copy& copy = c.pending[landed];
+  for (sim::Copy copy; sim::next_landing(left, copy);) {
     std::memcpy(copy.to, copy.from, copy.filled);
     std::memset(static_cast<char*>(copy.to) + copy.filled, 0, copy.bytes - copy.filled);
   }
-  c.pending.erase(c.pending.begin(), c.pending.begin() + static_cast<std::ptrdiff_t>(landed));
 }
 
 // Four 8 x 8 matrices of 16-bit elements: lane l passes the address of row l % 8 of matrix l / 8, and gets

@@ -13,7 +13,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 struct uint3 {
   unsigned x, y, z;
@@ -64,18 +63,17 @@ void meet(unsigned mask, void* payload, Resolve* resolve, bool orders, Site site
 void fence();
 [[noreturn]] void stop(const char* why);  // ends the launch with an error
 
-// The asynchronous copies of the running thread.
+// The asynchronous copies of the running thread: begun, closed into a group, and landing when it waits. The
+// thread itself moves the bytes, so that sanitizers see whose access it is.
 struct Copy {
   void* to;
   const void* from;
   unsigned bytes, filled;  // `filled` are copied, the rest are zeroed
   int group;
 };
-struct Copies {
-  std::vector<Copy> pending;
-  int group = 0;
-};
-Copies& copies();
+void begin_copy(const Copy& copy);
+void end_group();
+bool next_landing(int groups_left, Copy& copy);
 
 inline constexpr unsigned full_mask = 0xffffffffu;
 

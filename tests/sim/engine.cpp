@@ -9,9 +9,11 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "cuda_sim.h"
 
@@ -28,6 +30,8 @@ WEAK void __tsan_destroy_fiber(void*);
 WEAK void __tsan_switch_to_fiber(void*, unsigned);
 WEAK void __tsan_acquire(void*);
 WEAK void __tsan_release(void*);
+WEAK void AnnotateIgnoreReadsBegin(const char*, int);
+WEAK void AnnotateIgnoreReadsEnd(const char*, int);
 WEAK void AnnotateIgnoreWritesBegin(const char*, int);
 WEAK void AnnotateIgnoreWritesEnd(const char*, int);
 #undef WEAK
@@ -114,6 +118,11 @@ struct Fiber {
   void* pointer = nullptr;  // into the stack, while it is not running
   void* fake_stack = nullptr;
   void* tsan = nullptr;
+};
+
+struct Copies {
+  std::deque<Copy> pending;
+  int group = 0;
 };
 
 struct Thread {
@@ -216,12 +225,14 @@ void abandon_fibers() {
   fibers.clear();
 }
 
-// Ignored by ThreadSanitizer: the allocator may hand out what another block has just given back.
+// Not seen by ThreadSanitizer: what the scheduler does for the device, not a thread of a kernel.
 template <class F>
 void unwatched(F f) {
+  if (AnnotateIgnoreReadsBegin) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
   if (AnnotateIgnoreWritesBegin) AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
   f();
   if (AnnotateIgnoreWritesEnd) AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+  if (AnnotateIgnoreReadsEnd) AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 }
 
 void* allocate(const void* key, size_t bytes) {
@@ -263,7 +274,9 @@ bool resolve_meeting(size_t t) {
     }
     payloads[lane] = other.payload;
   }
-  if (const char* wrong = threads[t].resolve(payloads)) {
+  const char* wrong = nullptr;
+  unwatched([&] { wrong = threads[t].resolve(payloads); });
+  if (wrong) {
     fail(std::string(wrong) + " at " + at(threads[t].site));
     return false;
   }
@@ -371,7 +384,19 @@ void* shared(const void* key, size_t bytes) {
 }
 void* dynamic_shared() { return allocate(&dynamic_key, dynamic_bytes); }
 
-Copies& copies() { return threads[current].copies; }
+void begin_copy(const Copy& copy) {
+  Copies& mine = threads[current].copies;
+  mine.pending.push_back(copy);
+  mine.pending.back().group = mine.group;
+}
+void end_group() { ++threads[current].copies.group; }
+bool next_landing(int groups_left, Copy& copy) {
+  Copies& mine = threads[current].copies;
+  if (mine.pending.empty() || mine.pending.front().group >= mine.group - groups_left) return false;
+  copy = mine.pending.front();
+  mine.pending.pop_front();
+  return true;
+}
 
 void barrier(Site site) {
   Thread& t = threads[current];
