@@ -92,6 +92,18 @@ inline int sm_count(const Context& ctx) {
 #endif
 }
 
+// Shared memory that one block may ask launch() for.
+inline size_t most_shared_bytes(const Context& ctx) {
+#ifdef MINIDL_SIM
+  (void)ctx;
+  return 227 << 10;
+#else
+  int bytes = 48 << 10;
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, ctx.device);
+  return static_cast<size_t>(bytes);
+#endif
+}
+
 // Blocks for a grid-stride loop over n elements, `per_block` in one round: no more than run at once.
 inline int64_t grid_stride_blocks(int64_t n, int64_t per_block, const Context& ctx, int blocks_per_sm = 8) {
   return min_of<int64_t>(ceil_div(n, per_block), int64_t(sm_count(ctx)) * blocks_per_sm);

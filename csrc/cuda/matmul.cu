@@ -5,7 +5,6 @@ namespace minidl::cuda {
 namespace {
 
 // ---- the GEMM: which kernel, which tile, how many splits
-// ---------------------------------------------------------
 
 // k of a split: less is not worth its share of the second kernel.
 constexpr int64_t least_k_per_split = 128, most_splits = 32;
@@ -67,7 +66,6 @@ void launch_gemm(const Problem<T>& p, bool large, int64_t blocks, const Context&
 }
 
 // ---- column sums, with the activation's derivative on the way
-// ----------------------------------------------------
 //
 // A block takes 32 columns (a warp's width) of a run of rows, its warps take every `warps`-th row of it. Sums
 // of several runs are added up in their order by a second kernel.
@@ -132,7 +130,6 @@ __global__ void __launch_bounds__(map_block)
 }  // namespace
 
 // ---- launchers
-// ---------------------------------------------------------------------------------------------------
 
 template <class T>
 void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView<T> b, int64_t batch,

@@ -6,7 +6,6 @@ namespace minidl::cuda {
 namespace {
 
 // ---- updates
-// -----------------------------------------------------------------------------------------------------
 
 template <class T>
 struct UpdateRow {
@@ -158,7 +157,6 @@ void update(const OptimizerTensor<T>* tensors, int64_t count, const Context& ctx
 }
 
 // ---- norms and clipping
-// ------------------------------------------------------------------------------------------
 
 template <class T>
 struct SpanRow {

@@ -9,7 +9,6 @@ struct NothingElse {
 };
 
 // ---- softmax and log_softmax
-// -------------------------------------------------------------------------------------
 
 template <class T, bool log_>
 struct SoftmaxForward : NothingElse {
@@ -77,7 +76,6 @@ struct SoftmaxBackward : NothingElse {
 };
 
 // ---- targets
-// -----------------------------------------------------------------------------------------------------
 
 // The part of the target distribution q that depends on the class alone or on given probabilities: q[c] =
 // (scale p[c] + shift) weight[c]. An index target without smoothing has none.
@@ -124,7 +122,6 @@ struct Picked {
 };
 
 // ---- the sum of losses: of each block, in double, then of their sums
-// ---------------------------------------------
 
 struct LossSums {
   double loss = 0, weight = 0;
@@ -161,7 +158,6 @@ void launch_loss(T* loss, Wide<T>* total_weight, ClassShape s, int misaligned, R
 }
 
 // ---- cross entropy
-// -----------------------------------------------------------------------------------------------
 
 template <class T>
 struct CrossEntropyForward {
@@ -283,7 +279,6 @@ struct CrossEntropyBackward {
 };
 
 // ---- nll_loss
-// ----------------------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void __launch_bounds__(row_block)
@@ -328,8 +323,7 @@ struct NllBackward : NothingElse {
 
 }  // namespace
 
-// ---- launchers
-// ---------------------------------------------------------------------------------------------------
+// ---- launchers ----
 
 template <class T>
 void softmax_forward(T* y, const T* x, ClassShape s, bool log, Context ctx) {

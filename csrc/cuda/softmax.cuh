@@ -108,8 +108,8 @@ int misalignment(const T* first, P... others) {
   return beyond(first) / static_cast<int>(sizeof(T));
 }
 
-constexpr int64_t warp_classes = 1024;     // from here on a row takes a block
-constexpr size_t cache_bytes = 200 << 10;  // of shared memory, that a block may keep its rows in
+constexpr size_t reduction_bytes = 1024;  // of static shared memory, at most
+constexpr int64_t warp_classes = 1024;    // from here on a row takes a block
 
 struct RowLaunch {
   int64_t blocks;
@@ -128,7 +128,7 @@ RowLaunch plan_rows(ClassShape s, const Context& ctx, int cached = 0) {
   const int64_t slots = 2 + ceil_div(ceil_div(s.classes, vec_width<T>), team) * vec_width<T>;
   const size_t bytes = static_cast<size_t>(cached * slots * threads) * sizeof(Wide<T>);
   return {grid_stride_blocks(rows, warps ? row_block / 32 : 1, ctx, 2048 / threads), threads,
-          bytes <= cache_bytes ? bytes : 0};
+          bytes + reduction_bytes <= most_shared_bytes(ctx) ? bytes : 0};
 }
 
 // Launches f over the rows with the team that suits them.

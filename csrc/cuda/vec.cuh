@@ -53,7 +53,6 @@ __host__ __device__ bool aligned(const T* p) {
 }
 
 // ---- operands of an elementwise kernel: pointers, and these
-// ------------------------------------------------------
 
 // p[i], or 1 where there is no p.
 template <class T>
@@ -97,7 +96,6 @@ MINIDL_DEVICE void fetch(Wide<T> (&to)[n], EachOrOne<T> x, int64_t i) {
 }
 
 // ---- the elementwise kernel
-// --------------------------------------------------------------------------------------
 
 // values[j] = f(in[i + j]...) for n elements from i on.
 template <int n, class W, class F, class... In, size_t... k>

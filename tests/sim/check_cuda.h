@@ -309,7 +309,6 @@ void check_narrow_lists() {
 }
 
 // ---- what the scalar table is not asked
-// --------------------------------------------------------------------------
 
 // A target that is no class: NaN in its row and in the mean, nothing read out of bounds, the other rows
 // untouched.

@@ -36,77 +36,11 @@ WEAK void AnnotateIgnoreWritesBegin(const char*, int);
 WEAK void AnnotateIgnoreWritesEnd(const char*, int);
 #undef WEAK
 
-// Saves the callee-saved registers on this stack, stores its pointer in *from, and goes on where `to` left
-// off.
-void minidl_switch_stack(void** from, void* to);
+void minidl_switch_stack(void** from, void* to);  // switch_stack.cpp
 void minidl_fiber_entry();
+extern const size_t minidl_entry_word, minidl_frame_words;
 void minidl_fiber_main();
 }
-
-#if defined(__x86_64__)
-asm(R"(
-.text
-minidl_switch_stack:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-minidl_fiber_entry:
-  xorl %ebp, %ebp
-  call minidl_fiber_main
-  ud2
-)");
-constexpr size_t entry_word = 6, frame_words = 9;
-#elif defined(__aarch64__)
-asm(R"(
-.text
-minidl_switch_stack:
-  sub sp, sp, #160
-  stp x19, x20, [sp]
-  stp x21, x22, [sp, #16]
-  stp x23, x24, [sp, #32]
-  stp x25, x26, [sp, #48]
-  stp x27, x28, [sp, #64]
-  stp x29, x30, [sp, #80]
-  stp d8, d9, [sp, #96]
-  stp d10, d11, [sp, #112]
-  stp d12, d13, [sp, #128]
-  stp d14, d15, [sp, #144]
-  mov x9, sp
-  str x9, [x0]
-  mov sp, x1
-  ldp x19, x20, [sp]
-  ldp x21, x22, [sp, #16]
-  ldp x23, x24, [sp, #32]
-  ldp x25, x26, [sp, #48]
-  ldp x27, x28, [sp, #64]
-  ldp x29, x30, [sp, #80]
-  ldp d8, d9, [sp, #96]
-  ldp d10, d11, [sp, #112]
-  ldp d12, d13, [sp, #128]
-  ldp d14, d15, [sp, #144]
-  add sp, sp, #160
-  ret
-minidl_fiber_entry:
-  mov x29, #0
-  bl minidl_fiber_main
-  brk #1
-)");
-constexpr size_t entry_word = 11, frame_words = 20;
-#else
-#error "the simulator switches stacks on x86-64 and arm64 only"
-#endif
 
 namespace sim {
 namespace {
@@ -208,9 +142,9 @@ Fiber new_fiber() {
   if (mapped == MAP_FAILED) std::abort();
   mprotect(mapped, guard_bytes, PROT_NONE);
   f.stack = static_cast<char*>(mapped) + guard_bytes;
-  void** frame = reinterpret_cast<void**>(f.stack + stack_bytes) - frame_words;
-  std::fill_n(frame, frame_words, nullptr);
-  frame[entry_word] = reinterpret_cast<void*>(&minidl_fiber_entry);
+  void** frame = reinterpret_cast<void**>(f.stack + stack_bytes) - minidl_frame_words;
+  std::fill_n(frame, minidl_frame_words, nullptr);
+  frame[minidl_entry_word] = reinterpret_cast<void*>(&minidl_fiber_entry);
   f.pointer = frame;
   if (__tsan_create_fiber) f.tsan = __tsan_create_fiber(0);
   return f;

@@ -74,7 +74,7 @@ class Simulator:
         tables = "-DMINIDL_TABLES=TABLE(scalar) TABLE(cuda)"
         jobs = [(ROOT / "tests" / "native" / "kernels_main.cpp", [*flags, "-DMINIDL_SIM", tables])]
         jobs += [(ROOT / "csrc" / "cuda" / f"{stem}.cu", [*flags, "-DMINIDL_SIM"]) for stem in STEMS]
-        jobs += [(ROOT / "tests" / "sim" / "engine.cpp", ["-O2"])]
+        jobs += [(ROOT / "tests" / "sim" / name, ["-O2"]) for name in ("engine.cpp", "switch_stack.cpp")]
         jobs += [(source, scalar) for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
 
         def compiled(job: tuple[Path, list[str]]) -> Path:
