@@ -177,28 +177,32 @@ struct CrossEntropyForward {
   template <class Team>
   MINIDL_DEVICE void row(const Team& team, const Row<T>& row) {
     OnlineSum<W> of_row;
-    W mass = 0, cross = 0;  // sum of q, and of q (reference - x)
-    // Some number near the logits; where it is none, every sum below is infinite or NaN as it should.
-    W reference = row.classes > 0 ? widen(x[row.offset]) : W(0);
-    if (!isfinite(reference)) reference = 0;
+    W mass = 0, cross = 0;  // sum of q, and of q (max - x): as a new maximum comes up, it is moved along
+    const auto move_from = [&](W max) {
+      if (mass != W(0)) cross += mass * (of_row.max - max);  // 0 times infinity would be NaN
+    };
     row.each(team, [&](int64_t c, int64_t i, auto width) {
       W v[width];
       load<width>(v, x + i);
+      const W before = of_row.max;
       of_row.add(v);
       if (!spread.exists) return;
+      move_from(before);
       MINIDL_UNROLL for (int j = 0; j < width; ++j) {
         const W q = spread.q(c + j, i + j);
         mass += q;
-        cross += q * (reference - v[j]);
+        cross += q * (of_row.max - v[j]);
       }
     });
+    const W own = of_row.max;
     of_row.merge(team);
     W l = 0;
     const W log_sum = log(of_row.sum);
     if (spread.exists) {
+      move_from(own);
       mass = team.sum(mass);
       cross = team.sum(cross);
-      l = mass * ((of_row.max - reference) + log_sum) + cross;
+      l = mass * log_sum + cross;
     }
     if (team.rank != 0) return;
     stats[row.index] = of_row.max;
