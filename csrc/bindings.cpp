@@ -34,6 +34,9 @@ PYBIND11_MODULE(_C, m) {
   OP(matmul, py::arg("a"), py::arg("b"));
   OP(linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(),
      py::arg("activation") = "none");
+  OP(convolution, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("stride"), py::arg("padding"),
+     py::arg("dilation"), py::arg("transposed"), py::arg("output_padding"), py::arg("groups"),
+     py::arg("activation") = "none");
   OP(loss, py::arg("input"), py::arg("target"), py::arg("kind"), py::arg("reduction") = 1,
      py::arg("weight") = py::none(), py::arg("pos_weight") = py::none(), py::arg("beta") = 1.0);
   OP(softmax, py::arg("input"), py::arg("dim"), py::arg("log") = false);

@@ -68,6 +68,21 @@ struct ClassShape {
   int64_t outer, classes, inner;
 };
 
+// Pictures (N, channels, height, width) at any strides. Quick where one of the strides `channel` and `column` is 1.
+template <class T>
+struct ImageView {
+  T* data;
+  int64_t image, channel, row, column;  // strides
+  int64_t height, width;
+};
+
+// A convolution. Pairs are (height, width); what has one dimension has height 1. Output pixel o lies over the
+// input pixels o * stride - padding + tap * dilation; beyond the picture, on either side, the input is 0.
+struct ConvShape {
+  int64_t n, groups, in_channels, out_channels;  // channels: of one group
+  int64_t in[2], out[2], kernel[2], stride[2], padding[2], dilation[2];
+};
+
 // The target of a classification loss: exactly one of index and probability is set.
 template <class T>
 struct ClassTarget {

@@ -1,6 +1,6 @@
 """The extension module: minidl's operators as functions. Shapes and errors are those of minidl.functional."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,18 @@ def memory_stats() -> dict[str, int]: ...
 def activation(x: Tensor, name: str, alpha: float = 0.0, beta: float = 0.0) -> Tensor: ...
 def matmul(a: Tensor, b: Tensor) -> Tensor: ...
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor: ...
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    activation: str = "none",
+) -> Tensor: ...
 def loss(
     input: Tensor,
     target: Tensor,

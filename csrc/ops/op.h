@@ -57,10 +57,11 @@ void define_backward_op(torch::Library& m, const char* name, const std::string& 
 
 // Uninitialised outputs, in memory from the output allocator where the device is the CPU. Not through
 // at::empty: that is an operator too, and its dispatch takes as long as a small kernel.
-inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like) {
-  if (!like.is_cpu()) return at::empty_symint(shape, like.options());
+inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like, bool channels_last = false) {
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  if (!like.is_cpu()) return at::empty_symint(shape, like.options(), format);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(shape), output_allocator(),
-                                   c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(), {});
+                                   c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(), format);
 }
 // With the memory order of x, which must be dense.
 inline Tensor output_like(const Tensor& x) {

@@ -16,6 +16,11 @@ at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
 at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b,
                   std::string_view activation);
 
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b,
+                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                       bool transposed, at::IntArrayRef output_padding, int64_t groups,
+                       std::string_view activation);
+
 at::Tensor loss(const at::Tensor& x, const at::Tensor& t, std::string_view kind, int64_t reduction,
                 const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& pos_weight,
                 double beta);

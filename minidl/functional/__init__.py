@@ -20,6 +20,7 @@ from minidl.functional._activation import (
     softplus,
     tanh,
 )
+from minidl.functional._conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from minidl.functional._loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -34,6 +35,10 @@ from minidl.functional._softmax import cross_entropy, log_softmax, nll_loss, sof
 __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "conv1d",
+    "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "cross_entropy",
     "gelu",
     "huber_loss",

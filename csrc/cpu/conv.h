@@ -1,0 +1,218 @@
+// The parts of a convolution: the microkernel, and the packing that feeds it and takes its results.
+//
+// Forward, dx and dw are the same product, a tile of rows x lanes summed over k:
+//
+//               rows            lanes              k
+//   forward     output pixels   output channels    taps x input channels
+//   dx          input pixels    input channels     taps x output channels
+//   dw          taps x inputs   output channels    output pixels
+//
+// Its left operand is never built (that would be im2col): a row is a pointer into a packed band of the
+// picture, padded and with the channels of a pixel side by side, and a table says how far step k lies from
+// it. Neither stride, dilation, padding nor the number of channels is known to the microkernel.
+#pragma once
+#include "gemm.h"
+#include "kernels.h"
+#include "vec.h"
+
+namespace minidl::MINIDL_ISA {
+namespace {
+
+constexpr int conv_rows = max_rows[max_vectors];  // a tile's: as many pointers as there are registers for
+
+// c[i][j] (+)= sum over p of a[i][offset[p]] * b[p][j] on a tile of conv_rows x (vectors * width), b's and
+// c's rows as long. Depthwise, where lane j of the output is lane j of the input: a[i][offset[p] + j] in
+// place of it. The sum starts at init[j], or, where that is nullptr, at c.
+template <class T>
+using ConvMicrokernel = void (*)(int64_t kc, const T* const* a, const int64_t* offset, const T* b, T* c,
+                                 const T* init);
+
+template <class T, int vectors, bool depthwise>
+void conv_microkernel(int64_t kc, const T* const* a, const int64_t* offset, const T* b, T* c, const T* init) {
+  constexpr int w = Vec<T>::width, row = vectors * w, ahead = 4;
+  const T* base[conv_rows];
+  Vec<T> acc[conv_rows][vectors];
+  unroll<conv_rows>([&](auto i) {
+    base[i] = a[i];
+    unroll<vectors>([&](auto j) { acc[i][j] = Vec<T>::load(init ? init + j * w : c + i * row + j * w); });
+  });
+  for (int64_t p = 0; p < kc; ++p, b += row) {
+    const int64_t at = offset[p];
+    Vec<T> bv[vectors];
+    unroll<vectors>([&](auto j) {
+      bv[j] = Vec<T>::load(b + j * w);
+      __builtin_prefetch(b + ahead * row + j * w);
+    });
+    unroll<conv_rows>([&](auto i) {
+      unroll<vectors>([&](auto j) {
+        if constexpr (depthwise) {
+          acc[i][j] = fmadd(Vec<T>::load(base[i] + at + j * w), bv[j], acc[i][j]);
+        } else {
+          acc[i][j] = fmadd(Vec<T>(base[i][at]), bv[j], acc[i][j]);
+        }
+      });
+    });
+  }
+  unroll<conv_rows>([&](auto i) { unroll<vectors>([&](auto j) { acc[i][j].store(c + i * row + j * w); }); });
+}
+
+template <class T, int vectors = max_vectors>
+ConvMicrokernel<T> conv_microkernel_for(int64_t lanes, bool depthwise) {
+  if constexpr (vectors > 1) {
+    if (lanes < vectors * Vec<T>::width) return conv_microkernel_for<T, vectors - 1>(lanes, depthwise);
+  }
+  return depthwise ? conv_microkernel<T, vectors, true> : conv_microkernel<T, vectors, false>;
+}
+
+template <class T>
+void copy_run(T* dst, const T* src, int64_t n) {
+  for_lanes<T>(0, n, [&](int64_t i, int64_t lanes, auto tag) {
+    store_lanes(load_lanes(src + i, lanes, tag), dst + i, lanes, tag);
+  });
+}
+template <class T>
+void fill_zero(T* dst, int64_t n) {
+  for_lanes<T>(0, n, [&](int64_t i, int64_t lanes, auto tag) { store_lanes(Vec<T>(), dst + i, lanes, tag); });
+}
+
+// dst[j * dst_row + i] = src[i * src_row + j] for i < rows, j < columns: squares, transposed in registers.
+template <class T>
+void transpose_to(T* dst, int64_t dst_row, const T* src, int64_t src_row, int64_t rows, int64_t columns) {
+  constexpr int64_t w = Vec<T>::width;
+  for (int64_t i = 0; i < rows; i += w) {
+    const int64_t height = min_of(w, rows - i);
+    for_lanes<T>(0, columns, [&](int64_t j, int64_t lanes, auto tag) {
+      Vec<T> square[w];
+      for (int64_t q = 0; q < height; ++q) square[q] = load_lanes(src + (i + q) * src_row + j, lanes, tag);
+      transpose(square);
+      T* out = dst + j * dst_row + i;
+      if (height == w) {
+        for (int64_t q = 0; q < lanes; ++q) square[q].store(out + q * dst_row);
+      } else {
+        for (int64_t q = 0; q < lanes; ++q) square[q].store(out + q * dst_row, static_cast<int>(height));
+      }
+    });
+  }
+}
+
+// A row of pixels: `count` of them, `step` columns apart from column `first` on, `channels` numbers each.
+// dst gets them `pixel` elements apart; columns outside [0, width) and elements beyond `channels` are 0.
+template <class T>
+struct PixelRow {
+  const T* src;             // column 0, nullptr for a row outside the picture
+  int64_t channel, column;  // strides
+  int64_t width, first, step, count, channels;
+};
+
+template <class T>
+void pack_pixels(T* dst, int64_t pixel, const PixelRow<T>& r) {
+  const auto inside = [&](int64_t column) {  // the first of the pixels at or beyond a column
+    return min_of(max_of(ceil_div(max_of(column - r.first, 0), r.step), 0), r.count);
+  };
+  const int64_t begin = r.src ? inside(0) : r.count, end = r.src ? inside(r.width) : r.count;
+  fill_zero(dst, begin * pixel);
+  fill_zero(dst + end * pixel, (r.count - end) * pixel);
+  if (begin >= end) return;
+  if (pixel != r.channels) fill_zero(dst + begin * pixel, (end - begin) * pixel);
+  dst += begin * pixel;
+  const T* src = r.src + (r.first + begin * r.step) * r.column;
+  const int64_t count = end - begin, stride = r.step * r.column;
+  if (stride == pixel && pixel == r.channels && (r.channel == 1 || r.channels == 1)) {
+    copy_run(dst, src, count * pixel);
+  } else if (r.channel == 1) {
+    for (int64_t j = 0; j < count; ++j) copy_run(dst + j * pixel, src + j * stride, r.channels);
+  } else if (stride == 1) {
+    transpose_to(dst, pixel, src, r.channel, r.channels, count);
+  } else {
+    for (int64_t j = 0; j < count; ++j) {
+      for (int64_t c = 0; c < r.channels; ++c) dst[j * pixel + c] = src[j * stride + c * r.channel];
+    }
+  }
+}
+
+// The way back: pixels that lie `pixel` elements apart in src go to at[0], at[1], ... of dst.
+template <class T>
+void unpack_pixels(T* dst, const int64_t* at, int64_t channel, const T* src, int64_t pixel, int64_t count,
+                   int64_t channels) {
+  if (channel == 1) {
+    for (int64_t q = 0; q < count; ++q) copy_run(dst + at[q], src + q * pixel, channels);
+    return;
+  }
+  for (int64_t q = 0; q < count;) {  // runs of neighbours, each transposed
+    int64_t end = q + 1;
+    while (end < count && at[end] == at[end - 1] + 1) ++end;
+    if (end - q > 1) {
+      transpose_to(dst + at[q], channel, src + q * pixel, pixel, end - q, channels);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) dst[at[q] + c * channel] = src[q * pixel + c];
+    }
+    q = end;
+  }
+}
+
+// The weights of one column of a product: `channels` x taps[0] x taps[1] of them, any strides; from one
+// column to the next `column` elements. As k runs in the microkernel: row (tap, channel) of a packed panel.
+template <class T>
+struct WeightView {
+  T* data;
+  int64_t column, channel, tap[2];
+  int64_t channels, taps[2];
+
+  bool taps_contiguous() const {
+    return (taps[1] == 1 || tap[1] == 1) && (taps[0] == 1 || tap[0] == taps[1]);
+  }
+  bool taps_reversed() const {
+    return (taps[1] == 1 || tap[1] == -1) && (taps[0] == 1 || tap[0] == -taps[1]);
+  }
+  // f(run, k, k_step): the memory from `run` on, `length` long, is rows k, k + k_step, ... of a panel.
+  template <class F>
+  void runs(F f) const {
+    const int64_t count = taps[0] * taps[1];
+    if (channel == 1) {
+      for (int64_t t = 0; t < count; ++t) {
+        f(data + t / taps[1] * tap[0] + t % taps[1] * tap[1], channels, t * channels, int64_t{1});
+      }
+    } else if (count > 1 && taps_contiguous()) {
+      for (int64_t c = 0; c < channels; ++c) f(data + c * channel, count, c, channels);
+    } else if (count > 1 && taps_reversed()) {
+      for (int64_t c = 0; c < channels; ++c) {
+        f(data + c * channel - (count - 1), count, (count - 1) * channels + c, -channels);
+      }
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t t = 0; t < count; ++t) {
+          f(data + c * channel + t / taps[1] * tap[0] + t % taps[1] * tap[1], int64_t{1}, t * channels + c,
+            int64_t{1});
+        }
+      }
+    }
+  }
+};
+
+// `columns` columns of weights -> a panel whose rows are `lanes` long, the lanes beyond the columns 0.
+template <class T>
+void pack_weights(T* panel, int64_t lanes, const WeightView<const T>& w, int64_t columns) {
+  if (lanes != columns) fill_zero(panel, w.channels * w.taps[0] * w.taps[1] * lanes);
+  w.runs([&](const T* run, int64_t length, int64_t k, int64_t k_step) {
+    if (w.column == 1) {
+      for (int64_t i = 0; i < length; ++i) copy_run(panel + (k + i * k_step) * lanes, run + i, columns);
+    } else if (length == 1) {
+      for (int64_t j = 0; j < columns; ++j) panel[k * lanes + j] = run[j * w.column];
+    } else {
+      transpose_to(panel + k * lanes, k_step * lanes, run, w.column, columns, length);
+    }
+  });
+}
+template <class T>
+void unpack_weights(const WeightView<T>& w, const T* panel, int64_t lanes, int64_t columns) {
+  w.runs([&](T* run, int64_t length, int64_t k, int64_t k_step) {
+    if (length == 1) {
+      for (int64_t j = 0; j < columns; ++j) run[j * w.column] = panel[k * lanes + j];
+    } else {
+      transpose_to(run, w.column, panel + k * lanes, k_step * lanes, length, columns);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace minidl::MINIDL_ISA
