@@ -73,12 +73,14 @@ struct Correlation {
         max_of(1, min_of(slices.count(), shared_bytes / (panel * static_cast<int64_t>(sizeof(T)))));
     const int64_t band = units.images * units.band() * slices.pixel();
     int64_t* offset = nullptr;
-    T *init = nullptr, *panels = nullptr, *threads = nullptr;
+    int64_t* tables = nullptr;
+    T *init = nullptr, *panels = nullptr, *buffers = nullptr;
     const auto lay_out = [&](Scratch scratch) {
       offset = scratch.template take<int64_t>(k);
       init = scratch.template take<T>(group * slices.lanes);
       panels = scratch.template take<T>(group * panel);
-      threads = scratch.template take<T>(parts * (band + strip * slices.lanes));
+      tables = scratch.template take<int64_t>(parts * 2 * units.most_pixels());
+      buffers = scratch.template take<T>(parts * (band + strip * slices.lanes));
       return scratch.next;
     };
     lay_out({reinterpret_cast<uintptr_t>(ctx.workspace(lay_out({0})))});
@@ -91,19 +93,21 @@ struct Correlation {
       });
       // Thread by thread unit-major, so that a band is packed once for the slices that pass over it.
       in_parts(units.count() * count, parts, [&](int64_t part, int64_t begin, int64_t end) {
-        T* buffer = threads + part * (band + strip * slices.lanes);
+        T *result = buffers + part * (band + strip * slices.lanes), *packed = result + strip * slices.lanes;
+        int64_t* table = tables + part * 2 * units.most_pixels();
+        PixelTable pixels{table, table + units.most_pixels()};
         int64_t packed_unit = -1, packed_group = -1;
         for (int64_t item = begin; item < end; ++item) {
           const int64_t s = item % count;
           const Unit unit = units.at(item / count);
           const Slice slice = slices.at(first + s);
           if (item / count != packed_unit || slice.group != packed_group) {
-            pack_band(buffer + strip * slices.lanes, units, unit, slices, slice, x);
+            pixels.fill(units, unit, slices.pixel(), y);
+            pack_band(packed, units, unit, slices, slice, x);
             packed_unit = item / count;
             packed_group = slice.group;
           }
-          compute(unit, slice, buffer + strip * slices.lanes, buffer, offset, panels + s * panel,
-                  init + s * slices.lanes);
+          compute(unit, pixels, slice, packed, result, offset, panels + s * panel, init + s * slices.lanes);
         }
       });
     }
@@ -115,41 +119,35 @@ struct Correlation {
     if (epilogue.bias) copy_run(init, epilogue.bias + slice.out_first, slice.columns);
   }
 
-  void compute(const Unit& u, const Slice& slice, const T* band, T* result, const int64_t* offset,
-               const T* panel, const T* init) const {
-    const Grid& g = units.grid;
+  void compute(const Unit& u, const PixelTable& pixels, const Slice& slice, const T* band, T* result,
+               const int64_t* offset, const T* panel, const T* init) const {
     const auto microkernel = conv_microkernel_for<T>(slices.lanes, slices.depthwise);
     const int64_t chunks = max_of(1, ceil_div(k, chunk));
+    const Grid& g = units.grid;
+    T* out = y.data + u.image * y.image + (g.first[0] + u.row * g.step[0]) * y.row +
+             (g.first[1] + u.column * g.step[1]) * y.column + slice.out_first * y.channel;
     for (int64_t begin = 0; begin < u.pixels(); begin += strip) {
       const int64_t count = min_of(strip, u.pixels() - begin);
       const T* a[strip];
-      int64_t at[strip];
-      each_pixel(u, begin, begin + count, [&](int64_t q, int64_t i, int64_t r, int64_t c) {
-        a[q] = band + band_offset(units, slices.pixel(), i, r, c);
-        at[q] = (u.image + i) * y.image + (g.first[0] + (u.row + r) * g.step[0]) * y.row +
-                (g.first[1] + (u.column + c) * g.step[1]) * y.column;
-      });
-      for (int64_t q = count; q < round_up(count, conv_rows); ++q)
-        a[q] = a[count - 1];  // computed, not stored
+      for (int64_t q = 0; q < round_up(count, conv_rows); ++q) {  // beyond the end: computed, not stored
+        a[q] = band + pixels.in[begin + min_of(q, count - 1)];
+      }
+      // Where tiles lie in the output as they leave the registers, they need not pass through `result`.
+      const int64_t* at = pixels.out + begin;
+      const bool direct = y.channel == 1 && slice.columns == slices.lanes && count % conv_rows == 0 &&
+                          at[count - 1] - at[0] == (count - 1) * y.column;
+      T* c = direct ? out + at[0] : result;
+      const int64_t ldc = direct ? y.column : slices.lanes;
       for (int64_t part = 0; part < chunks; ++part) {
         const int64_t p = k * part / chunks, steps = k * (part + 1) / chunks - p;
         for (int64_t q = 0; q < count; q += conv_rows) {
-          microkernel(steps, a + q, offset + p, panel + p * slices.lanes, result + q * slices.lanes,
+          microkernel(steps, a + q, offset + p, panel + p * slices.lanes, c + q * ldc, ldc,
                       part == 0 ? init : nullptr);
         }
       }
-      if (epilogue.activation.kind != ActivationKind::none) activate(result, count * slices.lanes);
-      unpack_pixels(y.data + slice.out_first * y.channel, at, y.channel, result, slices.lanes, count,
-                    slice.columns);
+      activate(c, ldc, count, slices.lanes, epilogue.activation);
+      if (!direct) unpack_pixels(out, at, y.channel, result, slices.lanes, count, slice.columns);
     }
-  }
-
-  void activate(T* result, int64_t n) const {
-    visit_activation<T>(epilogue.activation, [&](auto f) {
-      for_lanes<T>(0, n, [&](int64_t i, int64_t lanes, auto tag) {
-        store_lanes(f.forward(load_lanes(result + i, lanes, tag)), result + i, lanes, tag);
-      });
-    });
   }
 };
 
@@ -215,7 +213,6 @@ struct WeightGradient {
         rows(round_up(k, conv_rows)) {}
 
   int64_t sum_size() const { return rows * slices.lanes; }
-  int64_t dy_size() const { return units.images * units.rows * units.columns; }
 
   void run(const Context& ctx) const {
     const Grid& g = units.grid;
@@ -225,13 +222,13 @@ struct WeightGradient {
     const int64_t parts = max_of(1, min_of(min_of(dw_parts, units.count()), fitting));
     const int64_t group = max_of(1, min_of(slices.count(), fitting / parts));
     const int64_t band = units.images * units.band() * slices.pixel();
-    int64_t *offset = nullptr, *pixel_offset = nullptr;
+    int64_t *offset = nullptr, *tables = nullptr;
     T *sums = nullptr, *buffers = nullptr;
     const auto lay_out = [&](Scratch scratch) {
       offset = scratch.template take<int64_t>(rows);
-      pixel_offset = scratch.template take<int64_t>(threads * dy_size());
+      tables = scratch.template take<int64_t>(threads * 2 * units.most_pixels());
       sums = scratch.template take<T>(group * parts * sum_size());
-      buffers = scratch.template take<T>(threads * (band + dy_size() * slices.lanes));
+      buffers = scratch.template take<T>(threads * (band + units.most_pixels() * slices.lanes));
       return scratch.next;
     };
     lay_out({reinterpret_cast<uintptr_t>(ctx.workspace(lay_out({0})))});
@@ -241,13 +238,15 @@ struct WeightGradient {
       const int64_t count = min_of(group, slices.count() - first);
       in_parts(parts * count, min_of(threads, parts * count),
                [&](int64_t thread, int64_t begin, int64_t end) {
-                 T* buffer = buffers + thread * (band + dy_size() * slices.lanes);
+                 int64_t* table = tables + thread * 2 * units.most_pixels();
+                 PixelTable pixels{table, table + units.most_pixels()};
+                 T* buffer = buffers + thread * (band + units.most_pixels() * slices.lanes);
                  // Item by item part-major: all slices of a part, a thread's own, pass over the band of a
                  // unit.
                  for (int64_t item = begin; item < end;) {
                    const int64_t part = item / count, last = min_of(end, (part + 1) * count);
                    add_part(part, parts, first, item - part * count, last - part * count, count, offset,
-                            pixel_offset + thread * dy_size(), buffer, sums);
+                            pixels, buffer, sums);
                    item = last;
                  }
                });
@@ -260,23 +259,21 @@ struct WeightGradient {
 
   // The sums of slices [s0, s1) over one part of the units.
   void add_part(int64_t part, int64_t parts, int64_t first, int64_t s0, int64_t s1, int64_t count,
-                const int64_t* offset, int64_t* pixel_offset, T* buffer, T* sums) const {
+                const int64_t* offset, PixelTable& pixels, T* buffer, T* sums) const {
     const int64_t begin = units.count() * part / parts, end = units.count() * (part + 1) / parts;
-    T *dy_panel = buffer, *band = buffer + dy_size() * slices.lanes;
+    T *dy_panel = buffer, *band = buffer + units.most_pixels() * slices.lanes;
     for (int64_t s = s0; s < s1 && begin == end; ++s)
       fill_zero(sums + (part * count + s) * sum_size(), sum_size());
     for (int64_t item = begin; item < end; ++item) {
       const Unit u = units.at(item);
-      each_pixel(u, 0, u.pixels(), [&](int64_t q, int64_t i, int64_t r, int64_t c) {
-        pixel_offset[q] = band_offset(units, slices.pixel(), i, r, c);
-      });
+      pixels.fill(units, u, slices.pixel(), dw);
       int64_t packed_group = -1;
       for (int64_t s = s0; s < s1; ++s) {
         const Slice slice = slices.at(first + s);
         if (slice.group != packed_group) pack_band(band, units, u, slices, slice, x);
         packed_group = slice.group;
         pack_dy(dy_panel, u, slice);
-        add(sums + (part * count + s) * sum_size(), item > begin, band, offset, pixel_offset, dy_panel,
+        add(sums + (part * count + s) * sum_size(), item > begin, band, offset, pixels.in, dy_panel,
             u.pixels());
       }
     }
@@ -300,7 +297,8 @@ struct WeightGradient {
     for (int64_t r = 0; r < rows; r += conv_rows) {
       const T* a[conv_rows];
       for (int i = 0; i < conv_rows; ++i) a[i] = band + offset[r + i];
-      microkernel(pixels, a, pixel_offset, dy_panel, sum + r * slices.lanes, accumulate ? nullptr : zero);
+      microkernel(pixels, a, pixel_offset, dy_panel, sum + r * slices.lanes, slices.lanes,
+                  accumulate ? nullptr : zero);
     }
   }
 

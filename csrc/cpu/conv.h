@@ -22,38 +22,41 @@ constexpr int conv_rows = max_rows[max_vectors];  // a tile's: as many pointers 
 
 // c[i][j] (+)= sum over p of a[i][offset[p]] * b[p][j] on a tile of conv_rows x (vectors * width), b's and
 // c's rows as long. Depthwise, where lane j of the output is lane j of the input: a[i][offset[p] + j] in
-// place of it. The sum starts at init[j], or, where that is nullptr, at c.
+// place of it. The sum is added to init[j], or, where that is nullptr, to c.
 template <class T>
 using ConvMicrokernel = void (*)(int64_t kc, const T* const* a, const int64_t* offset, const T* b, T* c,
-                                 const T* init);
+                                 int64_t ldc, const T* init);
+
+template <bool depthwise, class T>
+MINIDL_INLINE Vec<T> left(const T* p, int j) {
+  if constexpr (depthwise) return Vec<T>::load(p + j);
+  return Vec<T>(*p);
+}
 
 template <class T, int vectors, bool depthwise>
-void conv_microkernel(int64_t kc, const T* const* a, const int64_t* offset, const T* b, T* c, const T* init) {
+void conv_microkernel(int64_t kc, const T* const* a, const int64_t* offset, const T* b, T* c, int64_t ldc,
+                      const T* init) {
   constexpr int w = Vec<T>::width, row = vectors * w, ahead = 4;
-  const T* base[conv_rows];
-  Vec<T> acc[conv_rows][vectors];
-  unroll<conv_rows>([&](auto i) {
-    base[i] = a[i];
-    unroll<vectors>([&](auto j) { acc[i][j] = Vec<T>::load(init ? init + j * w : c + i * row + j * w); });
-  });
+  Vec<T> acc[conv_rows][vectors];  // zeros; an assignment here would cost the compiler its registers
   for (int64_t p = 0; p < kc; ++p, b += row) {
     const int64_t at = offset[p];
     Vec<T> bv[vectors];
-    unroll<vectors>([&](auto j) {
-      bv[j] = Vec<T>::load(b + j * w);
-      __builtin_prefetch(b + ahead * row + j * w);
-    });
+    unroll<vectors>([&](auto j) { bv[j] = Vec<T>::load(b + j * w); });
+    unroll<vectors>([&](auto j) { __builtin_prefetch(b + ahead * row + j * w); });
     unroll<conv_rows>([&](auto i) {
-      unroll<vectors>([&](auto j) {
-        if constexpr (depthwise) {
-          acc[i][j] = fmadd(Vec<T>::load(base[i] + at + j * w), bv[j], acc[i][j]);
-        } else {
-          acc[i][j] = fmadd(Vec<T>(base[i][at]), bv[j], acc[i][j]);
-        }
-      });
+      unroll<vectors>(
+          [&](auto j) { acc[i][j] = fmadd(left<depthwise>(a[i] + at, j * w), bv[j], acc[i][j]); });
     });
   }
-  unroll<conv_rows>([&](auto i) { unroll<vectors>([&](auto j) { acc[i][j].store(c + i * row + j * w); }); });
+  unroll<vectors>([&](auto j) {
+    if (init) {
+      const Vec<T> add = Vec<T>::load(init + j * w);
+      unroll<conv_rows>([&](auto i) { acc[i][j] = acc[i][j] + add; });
+    } else {
+      unroll<conv_rows>([&](auto i) { acc[i][j] = acc[i][j] + Vec<T>::load(c + i * ldc + j * w); });
+    }
+    unroll<conv_rows>([&](auto i) { acc[i][j].store(c + i * ldc + j * w); });
+  });
 }
 
 template <class T, int vectors = max_vectors>
@@ -76,22 +79,34 @@ void fill_zero(T* dst, int64_t n) {
 }
 
 // dst[j * dst_row + i] = src[i * src_row + j] for i < rows, j < columns: squares, transposed in registers.
+template <class T,
+          class Whole>  // not inlined: the loop around it would keep a pointer for each row of a square
+__attribute__((noinline)) void transpose_square(T* dst, int64_t dst_row, const T* src, int64_t src_row,
+                                                int64_t rows, int64_t columns, Whole) {
+  constexpr int w = Vec<T>::width;
+  Vec<T> square[w];
+  unroll<w>([&](auto q) {
+    square[q] = Vec<T>();
+    if (Whole::value || q < rows) square[q] = load_lanes(src + q * src_row, columns, Whole{});
+  });
+  transpose(square);
+  unroll<w>([&](auto q) {
+    if (Whole::value || q < columns) store_lanes(square[q], dst + q * dst_row, rows, Whole{});
+  });
+}
 template <class T>
 void transpose_to(T* dst, int64_t dst_row, const T* src, int64_t src_row, int64_t rows, int64_t columns) {
   constexpr int64_t w = Vec<T>::width;
-  for (int64_t i = 0; i < rows; i += w) {
-    const int64_t height = min_of(w, rows - i);
-    for_lanes<T>(0, columns, [&](int64_t j, int64_t lanes, auto tag) {
-      Vec<T> square[w];
-      for (int64_t q = 0; q < height; ++q) square[q] = load_lanes(src + (i + q) * src_row + j, lanes, tag);
-      transpose(square);
+  for (int64_t j = 0; j < columns; j += w) {
+    for (int64_t i = 0; i < rows; i += w) {
       T* out = dst + j * dst_row + i;
-      if (height == w) {
-        for (int64_t q = 0; q < lanes; ++q) square[q].store(out + q * dst_row);
+      const T* in = src + i * src_row + j;
+      if (rows - i >= w && columns - j >= w) {
+        transpose_square(out, dst_row, in, src_row, w, w, Full{});
       } else {
-        for (int64_t q = 0; q < lanes; ++q) square[q].store(out + q * dst_row, static_cast<int>(height));
+        transpose_square(out, dst_row, in, src_row, min_of(w, rows - i), min_of(w, columns - j), Ragged{});
       }
-    });
+    }
   }
 }
 

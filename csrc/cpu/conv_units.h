@@ -37,11 +37,10 @@ struct Units {
   Grid grid;
   int64_t images = 1, rows, columns;  // of a unit
 
-  Units(int64_t n_, const Grid& g, int64_t channels, int64_t most_pixels, const Context& ctx)
-      : n(n_), grid(g) {
+  Units(int64_t n_, const Grid& g, int64_t channels, int64_t most, const Context& ctx) : n(n_), grid(g) {
     const int64_t budget = ctx.l2_bytes / 4 / static_cast<int64_t>(sizeof(T)) / max_of(channels, 1);
     const auto fits = [&](int64_t r, int64_t c) {
-      return r * c <= most_pixels && grid.extent(0, r) * grid.extent(1, c) <= budget;
+      return r * c <= most && grid.extent(0, r) * grid.extent(1, c) <= budget;
     };
     rows = max_of(grid.count[0], 1);
     columns = max_of(grid.count[1], 1);
@@ -62,6 +61,7 @@ struct Units {
     return {
         i, min_of(images, n - i), r, min_of(rows, grid.count[0] - r), c, min_of(columns, grid.count[1] - c)};
   }
+  int64_t most_pixels() const { return images * rows * columns; }
   // The band under a unit, in pixels: of one image, and of a row of it. The same for every unit.
   int64_t pitch() const { return grid.extent(1, columns); }
   int64_t band() const { return grid.extent(0, rows) * pitch(); }
@@ -114,22 +114,6 @@ void pack_band(T* band, const Units<T>& units, const Unit& u, const Slices& slic
   }
 }
 
-// f(q, image, row, column) for pixels [begin, end) of a unit, numbered as they lie in memory.
-template <class F>
-MINIDL_INLINE void each_pixel(const Unit& u, int64_t begin, int64_t end, F f) {
-  int64_t c = begin % u.columns, r = begin / u.columns % u.rows, i = begin / u.columns / u.rows;
-  for (int64_t q = begin; q < end; ++q) {
-    f(q - begin, i, r, c);
-    if (++c == u.columns) {
-      c = 0;
-      if (++r == u.rows) {
-        r = 0;
-        ++i;
-      }
-    }
-  }
-}
-
 // offset[(tap, channel)] from a pixel's first tap in a band.
 template <class T>
 void tap_offsets(int64_t* offset, const Units<T>& units, const Slices& slices) {
@@ -140,14 +124,29 @@ void tap_offsets(int64_t* offset, const Units<T>& units, const Slices& slices) {
   }
 }
 
-// Where the pixels of a unit begin in its band.
-template <class T>
-MINIDL_INLINE int64_t band_offset(const Units<T>& units, int64_t pixel, int64_t image, int64_t row,
-                                  int64_t column) {
-  const Grid& g = units.grid;
-  return (image * units.band() + row * g.packed_advance(0) * units.pitch() + column * g.packed_advance(1)) *
-         pixel;
-}
+// Where the pixels of a unit lie, numbered as they lie in memory: in its band, and in the output beyond its
+// first. Kept while units of the same shape come.
+struct PixelTable {
+  int64_t *in, *out;
+  Unit shape{};
+
+  template <class T>
+  void fill(const Units<T>& units, const Unit& u, int64_t pixel, const ImageView<T>& y) {
+    if (u.images == shape.images && u.rows == shape.rows && u.columns == shape.columns) return;
+    shape = u;
+    const Grid& g = units.grid;
+    int64_t q = 0;
+    for (int64_t i = 0; i < u.images; ++i) {
+      for (int64_t r = 0; r < u.rows; ++r) {
+        for (int64_t c = 0; c < u.columns; ++c, ++q) {
+          in[q] =
+              (i * units.band() + r * g.packed_advance(0) * units.pitch() + c * g.packed_advance(1)) * pixel;
+          out[q] = i * y.image + r * g.step[0] * y.row + c * g.step[1] * y.column;
+        }
+      }
+    }
+  }
+};
 
 }  // namespace
 }  // namespace minidl::MINIDL_ISA
