@@ -44,6 +44,13 @@ PYBIND11_MODULE(_C, m) {
      py::arg("reduction") = 1, py::arg("ignore_index") = -100, py::arg("label_smoothing") = 0.0);
   OP(nll_loss, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(), py::arg("reduction") = 1,
      py::arg("ignore_index") = -100);
+  OP(batch_norm, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("running_mean"),
+     py::arg("running_var"), py::arg("training"), py::arg("momentum"), py::arg("eps"),
+     py::arg("activation") = "none");
+  OP(layer_norm, py::arg("input"), py::arg("normalized_shape"), py::arg("weight"), py::arg("bias"),
+     py::arg("eps"), py::arg("activation") = "none");
+  OP(group_norm, py::arg("input"), py::arg("num_groups"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+     py::arg("activation") = "none");
   bind_optimizers(m);
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }

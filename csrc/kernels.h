@@ -93,6 +93,19 @@ struct ClassTarget {
   double label_smoothing = 0;
 };
 
+// Features of shape (outer, channels, inner). inner == 1 is also how channels that lie last are written.
+struct ChannelShape {
+  int64_t outer, channels, inner;
+};
+
+// What follows the normalisation.
+template <class T>
+struct NormAffine {
+  const T* w;  // (channels), or nullptr for ones
+  const T* b;  // (channels), or nullptr for zeros
+  bool relu;
+};
+
 // One parameter tensor of an optimizer step, with its gradient, state and step-dependent scalars.
 // The state that an algorithm keeps is what its options say: a pointer is nullptr where the option is off.
 template <class T>

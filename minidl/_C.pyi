@@ -53,6 +53,33 @@ def nll_loss(
     reduction: int = 1,
     ignore_index: int = -100,
 ) -> Tensor: ...
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str = "none",
+) -> Tensor: ...
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str = "none",
+) -> Tensor: ...
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str = "none",
+) -> Tensor: ...
 def sgd_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...
 def rmsprop_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...
 def adam_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...

@@ -95,6 +95,9 @@ SymShape convolution_shape(const char* op, const Tensor& x, const Tensor& w, con
 }
 
 bool is_channels_last(const Tensor& x) { return x.suggest_memory_format() == at::MemoryFormat::ChannelsLast; }
+at::MemoryFormat format_of(const Tensor& x) {
+  return is_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
 
 template <class T>
 ImageView<T> image_view(const Tensor& x) {
@@ -127,14 +130,6 @@ ConvShape conv_shape(const Tensor& x, const Tensor& y, const Tensor& w, const Op
   return s;
 }
 
-Activation fused_activation(const char* op, std::string_view name) {
-  const Activation f = parse_activation(op, name);
-  TORCH_CHECK_VALUE(f.kind != ActivationKind::leaky_relu && f.kind != ActivationKind::softplus,
-                    "minidl::", op, ": activation '", std::string(name),
-                    "' has parameters and is not fused; apply it to the result");
-  return f;
-}
-
 Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& b_, at::IntArrayRef stride,
                    at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
                    at::IntArrayRef output_padding, int64_t groups, std::string_view activation_name) {
@@ -142,7 +137,7 @@ Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& b_, a
   const Activation activation = fused_activation(op, activation_name);
   const Options o = parse_options(op, w, stride, padding, dilation, transposed, output_padding, groups);
   const SymShape shape = convolution_shape(op, x, w, b_, o);
-  Tensor y = output(shape, x, is_channels_last(x) || is_channels_last(w));
+  Tensor y = output(shape, x, format_of(is_channels_last(x) ? x : w));
   if (y.is_meta()) return y;
   const OptionalTensor b = b_.has_value() ? OptionalTensor(b_->contiguous()) : b_;
   launch(op, x, [&](const auto& k, auto zero, const Context& ctx) {
@@ -199,18 +194,17 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& dy_, const
     check_same_shape(op, "dy", dy_, "output", *y);
   }
   const auto if_wanted = [&](bool is_wanted, const Tensor& like) {
-    return is_wanted ? output(like.sym_sizes(), like, is_channels_last(like)) : output({0}, dy_, false);
+    return is_wanted ? output(like.sym_sizes(), like, format_of(like)) : output({0}, dy_);
   };
   Tensor dx = if_wanted(wanted[0], x), dw = if_wanted(wanted[1], w);
-  Tensor db = output({wanted[2] ? shape[1] : SymInt(0)}, dy_, false);
+  Tensor db = output({wanted[2] ? shape[1] : SymInt(0)}, dy_);
   if (dx.is_meta()) return {dx, dw, db};
 
   Tensor dz = dy_;
   if (activated || wanted[2]) {
-    const auto format = is_channels_last(activated ? *y : dy_) ? at::MemoryFormat::ChannelsLast
-                                                               : at::MemoryFormat::Contiguous;
+    const auto format = format_of(activated ? *y : dy_);
     const Tensor dy = dy_.contiguous(format);
-    dz = activated ? output(dy.sym_sizes(), dy, is_channels_last(dy)) : dy;
+    dz = activated ? output(dy.sym_sizes(), dy, format) : dy;
     undo_epilogue(op, activated ? dz : Tensor(), wanted[2] ? db : Tensor(), dy,
                   activated ? y->contiguous(format) : Tensor(), activation);
   }

@@ -57,11 +57,15 @@ void define_backward_op(torch::Library& m, const char* name, const std::string& 
 
 // Uninitialised outputs, in memory from the output allocator where the device is the CPU. Not through
 // at::empty: that is an operator too, and its dispatch takes as long as a small kernel.
-inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like, bool channels_last = false) {
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  if (!like.is_cpu()) return at::empty_symint(shape, like.options(), format);
+inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like, at::ScalarType dtype,
+                     at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  if (!like.is_cpu()) return at::empty_symint(shape, like.options().dtype(dtype), format);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(shape), output_allocator(),
-                                   c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(), format);
+                                   c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, format);
+}
+inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like,
+                     at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  return output(shape, like, like.scalar_type(), format);
 }
 // With the memory order of x, which must be dense.
 inline Tensor output_like(const Tensor& x) {

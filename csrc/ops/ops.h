@@ -32,6 +32,16 @@ at::Tensor cross_entropy(const at::Tensor& x, const at::Tensor& target,
 at::Tensor nll_loss(const at::Tensor& x, const at::Tensor& target, const std::optional<at::Tensor>& weight,
                     int64_t reduction, int64_t ignore_index);
 
+at::Tensor batch_norm(const at::Tensor& x, const std::optional<at::Tensor>& w,
+                      const std::optional<at::Tensor>& b, const std::optional<at::Tensor>& running_mean,
+                      const std::optional<at::Tensor>& running_var, bool training, double momentum,
+                      double eps, std::string_view activation);
+at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,
+                      const std::optional<at::Tensor>& w, const std::optional<at::Tensor>& b, double eps,
+                      std::string_view activation);
+at::Tensor group_norm(const at::Tensor& x, int64_t groups, const std::optional<at::Tensor>& w,
+                      const std::optional<at::Tensor>& b, double eps, std::string_view activation);
+
 // Updates in place; `first` holds the positions of the parameters whose momentum buffer is still to be
 // initialised.
 void sgd_step(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers,

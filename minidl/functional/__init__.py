@@ -30,9 +30,11 @@ from minidl.functional._loss import (
     smooth_l1_loss,
 )
 from minidl.functional._matmul import linear, matmul
+from minidl.functional._norm import batch_norm, group_norm, layer_norm
 from minidl.functional._softmax import cross_entropy, log_softmax, nll_loss, softmax
 
 __all__ = [
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "conv1d",
@@ -41,8 +43,10 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "gelu",
+    "group_norm",
     "huber_loss",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "log_softmax",

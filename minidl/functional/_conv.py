@@ -121,8 +121,8 @@ def _batched(
 ) -> Tensor:
     if input.dim() not in (dims + 1, dims + 2) or weight.dim() != dims + 2:
         raise RuntimeError(
-            f"minidl::{name}: expected a {dims + 2}D weight and {dims + 1}D (unbatched) or {dims + 2}D (batched) input, "
-            f"but got weight of size {list(weight.shape)} and input of size {list(input.shape)}"
+            f"minidl::{name}: expected a {dims + 2}D weight and {dims + 1}D (unbatched) or {dims + 2}D (batched) "
+            f"input, but got weight of size {list(weight.shape)} and input of size {list(input.shape)}"
         )
     if input.dim() == dims + 1:
         return ops().convolution(input.unsqueeze(0), weight, bias, *options).squeeze(0)
@@ -139,7 +139,9 @@ def _padded(
         raise RuntimeError(f"Invalid padding string: '{padding}'")
     if any(s != 1 for s in stride):
         raise RuntimeError("padding='same' is not supported for strided convolutions")
-    spread = [d * (k - 1) for d, k in zip(list(dilation) * (dims // len(dilation)), weight.shape[2:], strict=True)]
+    spread = [
+        d * (k - 1) for d, k in zip(list(dilation) * (dims // len(dilation)), weight.shape[2:], strict=True)
+    ]
     if any(total % 2 for total in spread):
         input = torch.nn.functional.pad(input, [side for total in spread[::-1] for side in (0, total % 2)])
     return input, [total // 2 for total in spread]

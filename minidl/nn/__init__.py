@@ -36,6 +36,7 @@ from minidl.nn.activation import (
     Tanh,
 )
 from minidl.nn.container import Sequential
+from minidl.nn.conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from minidl.nn.linear import Linear
 from minidl.nn.loss import (
     BCELoss,
@@ -47,17 +48,26 @@ from minidl.nn.loss import (
     NLLLoss,
     SmoothL1Loss,
 )
+from minidl.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 
 __all__ = [
     "GELU",
     "BCELoss",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "Buffer",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
     "CrossEntropyLoss",
     "Flatten",
+    "GroupNorm",
     "HuberLoss",
     "Identity",
     "L1Loss",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LogSoftmax",
