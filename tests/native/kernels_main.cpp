@@ -1,5 +1,6 @@
 // Every kernel of every table, over sizes at which loops end raggedly. What a check is, and why: check.h.
 #include "check.h"
+#include "check_conv.h"
 #include "check_matmul.h"
 #include "check_softmax.h"
 
@@ -164,6 +165,7 @@ void check_clipping() {
 template <class T>
 void check_all() {
   check_activations<T>();
+  check_conv<T>();
   check_matmul<T>();
   check_losses<T>();
   check_softmax<T>();
