@@ -10,10 +10,10 @@ namespace {
 
 constexpr int64_t strip = 48;  // pixels whose results stay in L1 until they are stored; whole tiles
 static_assert(strip % conv_rows == 0);
-constexpr int64_t chunk = 768;        // of k at a time: that much of a panel stays in L2 under a strip
+constexpr int64_t chunk = 288;        // of k at a time: that much of a panel stays in L2 under a strip
 constexpr double serial_flops = 2e6;  // as for the GEMM
 constexpr int64_t shared_bytes = int64_t{4} << 20;  // of packed weights, or of partial dw, at a time
-constexpr int64_t dw_pixels = 512;                  // at most in a unit of dw: what it sums over in one go
+constexpr int64_t dw_pixels = 384;                  // at most in a unit of dw: what it sums over in one go
 constexpr int64_t dw_parts = 8;  // partial sums of dw: a fixed number, so that threads do not change the bits
 
 int64_t parts_for(double flops, int threads) { return flops < serial_flops ? 1 : threads; }

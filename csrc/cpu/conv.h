@@ -37,25 +37,36 @@ template <class T, int vectors, bool depthwise>
 void conv_microkernel(int64_t kc, const T* const* a, const int64_t* offset, const T* b, T* c, int64_t ldc,
                       const T* init) {
   constexpr int w = Vec<T>::width, row = vectors * w, ahead = 4;
-  Vec<T> acc[conv_rows][vectors];  // zeros; an assignment here would cost the compiler its registers
-  for (int64_t p = 0; p < kc; ++p, b += row) {
+  // A narrow tile sums every second step, or every fourth, by itself: no addition then waits for the one
+  // before, and shorter sums round less.
+  constexpr int sums = max_vectors / vectors;
+  Vec<T> acc[sums][conv_rows][vectors];  // zeros; an assignment here would cost the compiler its registers
+  const auto step = [&](int64_t p, auto sum) {
     const int64_t at = offset[p];
     Vec<T> bv[vectors];
     unroll<vectors>([&](auto j) { bv[j] = Vec<T>::load(b + j * w); });
     unroll<vectors>([&](auto j) { __builtin_prefetch(b + ahead * row + j * w); });
     unroll<conv_rows>([&](auto i) {
       unroll<vectors>(
-          [&](auto j) { acc[i][j] = fmadd(left<depthwise>(a[i] + at, j * w), bv[j], acc[i][j]); });
+          [&](auto j) { acc[sum][i][j] = fmadd(left<depthwise>(a[i] + at, j * w), bv[j], acc[sum][i][j]); });
     });
-  }
+    b += row;
+  };
+  int64_t p = 0;
+  for (; p + sums <= kc; p += sums) unroll<sums>([&](auto sum) { step(p + sum, sum); });
+  for (; p < kc; ++p) step(p, Index<0>{});
+
   unroll<vectors>([&](auto j) {
+    unroll<sums - 1>([&](auto sum) {
+      unroll<conv_rows>([&](auto i) { acc[0][i][j] = acc[0][i][j] + acc[sum + 1][i][j]; });
+    });
     if (init) {
       const Vec<T> add = Vec<T>::load(init + j * w);
-      unroll<conv_rows>([&](auto i) { acc[i][j] = acc[i][j] + add; });
+      unroll<conv_rows>([&](auto i) { acc[0][i][j] = acc[0][i][j] + add; });
     } else {
-      unroll<conv_rows>([&](auto i) { acc[i][j] = acc[i][j] + Vec<T>::load(c + i * ldc + j * w); });
+      unroll<conv_rows>([&](auto i) { acc[0][i][j] = acc[0][i][j] + Vec<T>::load(c + i * ldc + j * w); });
     }
-    unroll<conv_rows>([&](auto i) { acc[i][j].store(c + i * ldc + j * w); });
+    unroll<conv_rows>([&](auto i) { acc[0][i][j].store(c + i * ldc + j * w); });
   });
 }
 
