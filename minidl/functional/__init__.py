@@ -20,6 +20,7 @@ from minidl.functional._activation import (
     softplus,
     tanh,
 )
+from minidl.functional._dropout import dropout, dropout1d, dropout2d
 from minidl.functional._loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -29,12 +30,27 @@ from minidl.functional._loss import (
     smooth_l1_loss,
 )
 from minidl.functional._matmul import linear, matmul
+from minidl.functional._pool import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    adaptive_max_pool2d_with_indices,
+    avg_pool2d,
+    max_pool2d,
+    max_pool2d_with_indices,
+)
 from minidl.functional._softmax import cross_entropy, log_softmax, nll_loss, softmax
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
+    "avg_pool2d",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
     "gelu",
     "huber_loss",
     "l1_loss",
@@ -42,6 +58,8 @@ __all__ = [
     "linear",
     "log_softmax",
     "matmul",
+    "max_pool2d",
+    "max_pool2d_with_indices",
     "mse_loss",
     "nll_loss",
     "one_hot",

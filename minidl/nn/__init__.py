@@ -36,6 +36,7 @@ from minidl.nn.activation import (
     Tanh,
 )
 from minidl.nn.container import Sequential
+from minidl.nn.dropout import Dropout, Dropout1d, Dropout2d
 from minidl.nn.linear import Linear
 from minidl.nn.loss import (
     BCELoss,
@@ -47,13 +48,20 @@ from minidl.nn.loss import (
     NLLLoss,
     SmoothL1Loss,
 )
+from minidl.nn.pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 
 __all__ = [
     "GELU",
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
+    "AvgPool2d",
     "BCELoss",
     "BCEWithLogitsLoss",
     "Buffer",
     "CrossEntropyLoss",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
     "Flatten",
     "HuberLoss",
     "Identity",
@@ -62,6 +70,7 @@ __all__ = [
     "Linear",
     "LogSoftmax",
     "MSELoss",
+    "MaxPool2d",
     "Module",
     "ModuleDict",
     "ModuleList",

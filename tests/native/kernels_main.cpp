@@ -1,6 +1,7 @@
 // Every kernel of every table, over sizes at which loops end raggedly. What a check is, and why: check.h.
 #include "check.h"
 #include "check_matmul.h"
+#include "check_pool.h"
 #include "check_softmax.h"
 
 // MINIDL_TABLES is the build's list, scalar first: TABLE(scalar) TABLE(avx2).
@@ -169,6 +170,8 @@ void check_all() {
   check_softmax<T>();
   check_optimizers<T>();
   check_clipping<T>();
+  check_pools<T>();
+  check_dropout<T>();
   check<T>(
       "fma_loop", "iterations 3", {{1}}, RUN {
         double operations = 0;
