@@ -206,7 +206,7 @@ def differentiable(mode: Mode, op: Callable[..., Tensor], inputs: Sequence[Tenso
         return Work(forward, forward)
     leaves = [t for t in inputs if t.requires_grad]
     y = forward()
-    dy = source.normal(*y.shape)
+    dy = torch.empty_like(y).copy_(source.normal(*y.shape))  # in y's memory order, as a network's would be
     backward = partial(torch.autograd.grad, y, leaves, dy, retain_graph=True)
 
     def full() -> tuple[Tensor, ...]:

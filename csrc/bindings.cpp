@@ -51,6 +51,16 @@ PYBIND11_MODULE(_C, m) {
      py::arg("eps"), py::arg("activation") = "none");
   OP(group_norm, py::arg("input"), py::arg("num_groups"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
      py::arg("activation") = "none");
+  OP(dropout, py::arg("input"), py::arg("p"), py::arg("channels") = false, py::arg("generator") = py::none());
+  OP(max_pool2d, py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+     py::arg("dilation"), py::arg("ceil_mode"));
+  OP(max_pool2d_with_indices, py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+     py::arg("dilation"), py::arg("ceil_mode"));
+  OP(avg_pool2d, py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+     py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor_override"));
+  OP(adaptive_max_pool2d, py::arg("input"), py::arg("output_size"));
+  OP(adaptive_max_pool2d_with_indices, py::arg("input"), py::arg("output_size"));
+  OP(adaptive_avg_pool2d, py::arg("input"), py::arg("output_size"));
   bind_optimizers(m);
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }

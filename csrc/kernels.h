@@ -141,6 +141,49 @@ struct AdamParams {
   bool decoupled, maximize;  // decoupled: AdamW's weight decay
 };
 
+// One axis of a pooling. Output o has a window of inputs o * stride - padding + k * dilation, k < kernel, of
+// which those outside [0, in) do not count. An adaptive window is [floor(o in / out), ceil((o + 1) in /
+// out)): kernel is then a bound on its length, stride and dilation are 1, padding is 0.
+struct PoolAxis {
+  int64_t in, out, kernel, stride, padding, dilation;
+  bool adaptive;
+};
+
+// Input (images, channels, h.in, w.in), output (images, channels, h.out, w.out), in that order in memory or,
+// channels_last, with the channels innermost.
+struct PoolShape {
+  int64_t images, channels;
+  PoolAxis h, w;
+  bool channels_last;
+};
+
+// What an average divides by: `fixed`; where that is 0, the number of elements of the window, with those in
+// the padding (but not beyond it) or without.
+struct PoolDivisor {
+  double fixed;
+  bool count_padding;
+};
+
+// Where the maximum of a window was found; exactly one is set, with an element for each of the output.
+struct PoolPosition {
+  uint8_t* place;  // row * w.kernel + column in the window; h.kernel * w.kernel is at most 256
+  int64_t* index;  // row * w.in + column in the image
+};
+
+// What dropout multiplies elements by: `scale`, or 0 where philox_word(seed, offset, element) < threshold.
+struct DropoutParams {
+  uint64_t seed, offset;
+  uint32_t threshold;
+  double scale;
+};
+
+// (images, channels, inner) with one random number a channel of an image, the element image * channels +
+// channel, in that order in memory or, channels_last, with the channels innermost.
+struct DropoutShape {
+  int64_t images, channels, inner;
+  bool channels_last;
+};
+
 template <class T>
 struct KernelsOf {
 #define KERNEL(name, ...) void (*name)(__VA_ARGS__);

@@ -80,6 +80,37 @@ def group_norm(
     eps: float,
     activation: str = "none",
 ) -> Tensor: ...
+def dropout(
+    input: Tensor, p: float, channels: bool = False, generator: torch.Generator | None = None
+) -> Tensor: ...
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Tensor: ...
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]: ...
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor: ...
+def adaptive_max_pool2d(input: Tensor, output_size: Sequence[int]) -> Tensor: ...
+def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]: ...
+def adaptive_avg_pool2d(input: Tensor, output_size: Sequence[int]) -> Tensor: ...
 def sgd_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...
 def rmsprop_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...
 def adam_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...

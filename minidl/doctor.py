@@ -114,10 +114,35 @@ def _operators() -> Iterator[Operator]:
     for name in ("softmax", "log_softmax"):
         ours, theirs = getattr(F, name), getattr(TF, name)
         yield name, lambda t, f=ours: f(t, 1), lambda t, f=theirs: f(t, 1), (x,)
+    images = randn(3, 5, 11, 13)
+    for name, args in (
+        ("max_pool2d", (3, 2, 1)),
+        ("avg_pool2d", (2,)),
+        ("adaptive_max_pool2d", ((2, 3),)),
+        ("adaptive_avg_pool2d", (1,)),
+    ):
+        ours, theirs = getattr(F, name), getattr(TF, name)
+        yield (
+            name,
+            lambda t, f=ours, a=args: f(t, *a),
+            lambda t, f=theirs, a=args: f(t, *a),
+            (images.contiguous(memory_format=torch.channels_last),),
+        )
+    yield "dropout", _kept(F.dropout), _kept(TF.dropout), (x.abs() + 1,)
     classes = torch.arange(37) % 19
     for name in ("cross_entropy", "nll_loss"):
         ours, theirs = getattr(F, name), getattr(TF, name)
         yield name, lambda t, f=ours: f(t, classes), lambda t, f=theirs: f(t, classes), (x,)
+
+
+def _kept(dropout: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What dropout with p = 1/2 makes of elements that are not dropped, for elements that are not 0."""
+
+    def doubled(x: Tensor) -> Tensor:
+        y = dropout(x)
+        return torch.where(y == 0, 2 * x, y)
+
+    return doubled
 
 
 def _compare(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:

@@ -36,16 +36,19 @@ auto find_op(const char* name) {
 // Defines `schema` with its backend function, and what the Autograd key calls; without the latter,
 // differentiating through the operator raises.
 template <class Backend>
-void define_op(torch::Library& m, const char* name, const std::string& signature, Backend* backend) {
-  m.def((name + signature).c_str(), {at::Tag::pt2_compliant_tag});
+void define_op(torch::Library& m, const char* name, const std::string& signature, Backend* backend,
+               const std::vector<at::Tag>& more_tags = {}) {
+  std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  tags.insert(tags.end(), more_tags.begin(), more_tags.end());
+  m.def((name + signature).c_str(), std::as_const(tags));
   for (auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::Meta}) {
     m.impl(name, torch::dispatch(key, backend));
   }
 }
 template <class Backend>
 void define_op(torch::Library& m, const char* name, const std::string& signature, Backend* backend,
-               Backend* autograd) {
-  define_op(m, name, signature, backend);
+               Backend* autograd, const std::vector<at::Tag>& more_tags = {}) {
+  define_op(m, name, signature, backend, more_tags);
   m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
 }
 template <class Backend>

@@ -30,9 +30,9 @@ _CALL = Module.__call__
 
 
 class Sequential(torch.nn.Sequential):
-    """:class:`torch.nn.Sequential`, which makes one call for a ``Linear`` or a convolution and the ``ReLU``, ``Sigmoid``
-    or ``Tanh`` after it, and for a normalisation and its ``ReLU``: one node of the graph instead of two, and a pass
-    less either way.
+    """:class:`torch.nn.Sequential`, which makes one call for a ``Linear`` or a convolution and the ``ReLU``,
+    ``Sigmoid`` or ``Tanh`` after it, and for a normalisation and its ``ReLU``: one node of the graph instead of two,
+    and a pass less either way.
 
     The bits of results and gradients stay the same. The two are called in turn where something may look between
     them: if one of them has a hook, is of another class (a subclass, parametrized, quantised, torch's own), has a

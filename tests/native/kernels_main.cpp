@@ -2,6 +2,7 @@
 #include "check.h"
 #include "check_conv.h"
 #include "check_matmul.h"
+#include "check_pool.h"
 #include "check_softmax.h"
 
 // MINIDL_TABLES is the build's list, scalar first: TABLE(scalar) TABLE(avx2).
@@ -171,6 +172,8 @@ void check_all() {
   check_softmax<T>();
   check_optimizers<T>();
   check_clipping<T>();
+  check_pools<T>();
+  check_dropout<T>();
   check<T>(
       "fma_loop", "iterations 3", {{1}}, RUN {
         double operations = 0;
