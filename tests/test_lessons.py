@@ -15,14 +15,17 @@ from idx_files import isolate, write_set
 import minidl
 from minidl import lessons, plot
 from minidl.cli import main
-from minidl.lessons import common, linear_regression, mnist, simple_classifier, xor
+from minidl.lessons import common, linear_regression, losses, mnist, simple_classifier, xor
 
 PICTURES = {
+    "losses": ("curves", "outlier"),
     "linear-regression": ("loss", "line"),
     "xor": ("loss", "boundary"),
     "simple-classifier": ("loss", "boundary"),
     "mnist": ("loss", "digits", "confusion"),
 }
+
+WITH_ACCURACY = ("xor", "simple-classifier", "mnist")
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +56,10 @@ def test_lesson(name: str, backend: str, tmp_path: Path, capsys: pytest.CaptureF
     assert math.isfinite(float(fields["loss"]))
     assert float(fields["seconds"]) > 0
     expected = ["lesson", "backend", "loss", "accuracy", "seconds"]
-    if name == "linear-regression":
-        expected.remove("accuracy")
-    else:
+    if name in WITH_ACCURACY:
         assert 0.9 < float(fields["accuracy"]) <= 1
+    else:
+        expected.remove("accuracy")
     assert list(fields) == expected
     assert "target reached: " in output
     for picture in PICTURES[name]:
@@ -82,6 +85,7 @@ def is_drawn(path: Path) -> bool:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
+        ("losses", ["--epochs", "3"]),
         ("linear-regression", ["--lr", "10"]),  # diverges
         ("xor", ["--epochs", "3"]),
         ("simple-classifier", ["--epochs", "1", "--lr", "1e-6"]),
@@ -149,7 +153,7 @@ def test_xor_share_of_seeds_is_that_of_single_runs() -> None:
     assert xor.share_of_seeds(backend, args, 6)[0] == learned
 
 
-@pytest.mark.parametrize("module", [linear_regression, xor, simple_classifier, mnist])
+@pytest.mark.parametrize("module", [losses, linear_regression, xor, simple_classifier, mnist])
 def test_equal_seeds_give_equal_starts(module) -> None:
     starts = []
     for name in ("minidl", "torch"):
@@ -234,6 +238,16 @@ def test_other_missing_modules_are_not_hidden(tmp_path: Path) -> None:
     args = Namespace(out=tmp_path, lesson="xor")
     with pytest.raises(ModuleNotFoundError), common.pictures(args):
         raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--data", "--data-root"])
+def test_a_flag_that_a_lesson_has_no_use_for_is_unknown(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "losses", flag, "2"])
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {flag} 2" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")

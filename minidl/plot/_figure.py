@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, INK, GREY, PALE = "#2563eb", "#ea580c", "#1f2937", "#6b7280", "#e5e7eb"
+GREEN, PURPLE = "#059669", "#9333ea"
+# Of curves that share axes, in their order. The later ones are broken, so that one on top of another shows both.
+CURVES = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "-"), (PURPLE, (0, (5, 3))), (INK, (0, (1, 1.5))))
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
