@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minidl.lessons import common, losses
+from minidl.lessons import common, gradient_descent, losses
 
 
 def test_all_claims_must_hold(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +38,31 @@ def test_distance_of_lines_is_the_largest_between_the_ends() -> None:
     assert losses.distance((2.0, 1.0)) == 0
     assert losses.distance((2.5, 0.0)) == 2.0  # at x = -2: -5 instead of -3
     assert losses.distance((1.5, 0.0)) == 2.0  # at x = 2: 3 instead of 5
+
+
+@pytest.mark.parametrize("backend", ["minidl", "torch"])
+def test_steps_by_hand_are_those_of_the_library(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place = common.backend(backend), (0.9, -2.0)
+    for lr in (0.08, 0.19):
+        rows = gradient_descent.by_hand(0.9, -2.0, lr, 3)
+        walk = gradient_descent.descend(*place, lr, 3, torch.device("cpu"))
+        assert gradient_descent.show(rows, walk) <= gradient_descent.ROUNDING
+    assert (
+        capsys.readouterr().out.count("0.90000") == 6
+    )  # w before the first step: in the formula, twice in the table
+    other = gradient_descent.descend(*place, lr * (1 + 1e-5), 3, torch.device("cpu"))
+    assert gradient_descent.show(rows, other) > gradient_descent.ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("lr", "name"),
+    [(0.001, "crawls"), (0.1, "fits"), (0.195, "overshoots"), (0.201, "diverges"), (1e9, "diverges")],
+)
+def test_a_walk_is_called_by_its_end(lr: float, name: str) -> None:
+    walk = gradient_descent.descend(common.backend("torch"), (0.5, 1.5), lr, 100, torch.device("cpu"))
+    assert gradient_descent.ending(walk) == name
+
+
+def test_crossings_are_counted_down_to_a_thousandth() -> None:
+    w = torch.tensor([3.0, 1.5, 2.2, 2.1, 1.9, 2.0001, 1.9999])
+    assert gradient_descent.crossings(w) == 3

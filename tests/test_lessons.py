@@ -19,6 +19,7 @@ from minidl.lessons import common, linear_regression, losses, mnist, simple_clas
 
 PICTURES = {
     "losses": ("curves", "outlier"),
+    "gradient-descent": ("paths", "mountain", "loss"),
     "linear-regression": ("loss", "line"),
     "xor": ("loss", "boundary"),
     "simple-classifier": ("loss", "boundary"),
@@ -86,6 +87,7 @@ def is_drawn(path: Path) -> bool:
     ("name", "flags"),
     [
         ("losses", ["--epochs", "3"]),
+        ("gradient-descent", ["--epochs", "3"]),
         ("linear-regression", ["--lr", "10"]),  # diverges
         ("xor", ["--epochs", "3"]),
         ("simple-classifier", ["--epochs", "1", "--lr", "1e-6"]),

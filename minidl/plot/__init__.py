@@ -5,15 +5,19 @@ matplotlib is imported when the first figure is made, so that training works whe
 
 from minidl.plot._classes import confusion, decision_boundary, predictions
 from minidl.plot._curves import Panel, curves, fitted_lines, line_fit, loss_and_accuracy, loss_curve
+from minidl.plot._surfaces import Surface, descents, mountain
 
 __all__ = [
     "Panel",
+    "Surface",
     "confusion",
     "curves",
     "decision_boundary",
+    "descents",
     "fitted_lines",
     "line_fit",
     "loss_and_accuracy",
     "loss_curve",
+    "mountain",
     "predictions",
 ]

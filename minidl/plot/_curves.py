@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minidl.plot._figure import BLUE, CURVES, GREY, INK, ORANGE, new_figure, style
+from minidl.plot._figure import BLUE, CURVES, GREY, INK, ORANGE, legend_below, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,14 +29,14 @@ class Panel:
 
 def curves(panels: Sequence[Panel], title: str) -> Figure:
     """Panels side by side, with one legend for all of them."""
-    figure = new_figure(1.2 + 4.4 * len(panels), 4.9, title)
+    figure = new_figure(2.2 + 4.2 * len(panels), 4.9, title)
     names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
     lines = {}
     place: dict[str, Any] = {"xytext": (0, 34), "textcoords": "offset points", "ha": "center"}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, (x, y) in panel.curves.items():
             colour, dashes = CURVES[names.index(name)]
-            lines[name] = axes.plot(x, y, color=colour, linestyle=dashes, linewidth=2)[0]
+            lines[name] = axes.plot(x, y, color=colour, linestyle=dashes, linewidth=2, label=name)[0]
         for x_mark, y_mark, text in panel.marks:
             axes.plot(x_mark, y_mark, "o", color=INK, markersize=5, zorder=3)
             arrow = {"arrowstyle": "-", "color": GREY, "linewidth": 0.8}
@@ -46,13 +46,7 @@ def curves(panels: Sequence[Panel], title: str) -> Figure:
         axes.set_ylim(panel.ylim)
         axes.set_title(panel.title, fontsize=10, color=INK)
         style(axes, panel.xlabel, panel.ylabel)
-    options: dict[str, Any] = {
-        "loc": "outside lower center",
-        "ncols": len(names),
-        "frameon": False,
-        "handlelength": 3,
-    }
-    figure.legend([lines[name] for name in names], names, labelcolor=INK, fontsize=9, **options)
+    legend_below(figure, [lines[name] for name in names], 3 * len(panels))
     return figure
 
 
