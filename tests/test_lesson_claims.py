@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minidl.lessons import common, gradient_descent, losses
+from minidl.lessons import common, gradient_descent, losses, optimizers
 
 
 def test_all_claims_must_hold(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,3 +66,41 @@ def test_a_walk_is_called_by_its_end(lr: float, name: str) -> None:
 def test_crossings_are_counted_down_to_a_thousandth() -> None:
     w = torch.tensor([3.0, 1.5, 2.2, 2.1, 1.9, 2.0001, 1.9999])
     assert gradient_descent.crossings(w) == 3
+
+
+def test_who_arrives_stays_there() -> None:
+    goal = optimizers.GOAL
+    assert optimizers.arrival([1.0, goal, 0.0]) == 1
+    assert optimizers.arrival([1.0, 0.0, 2 * goal, 0.0]) == 3  # it was only passing
+    assert optimizers.arrival([1.0, 0.0, 2 * goal]) == 3
+    assert optimizers.arrival([1.0, float("nan")]) == 2
+
+
+def test_zigzags_are_counted_down_to_a_hundredth() -> None:
+    assert optimizers.zigzags(torch.tensor([1.0, -0.5, -0.4, 0.02, -0.005, 0.004, -0.003])) == 2
+
+
+def race_of(arrivals: dict[str, int], zigzags: int, losses: dict[str, float], size: float) -> list[bool]:
+    arrivals = {"SGD": 300, "Momentum": 100, "RMSProp": 90, "Adam": 80, "AdamW": 80} | arrivals
+    losses = {"SGD": 2.0, "Momentum": 1.0, "RMSProp": 0.5, "Adam": 0.5, "AdamW": 0.5} | losses
+    trainings = {
+        name: optimizers.Training(torch.full((20,), loss), 0.9, size if name == "AdamW" else 10.0)
+        for name, loss in losses.items()
+    }
+    return list(optimizers.judge(arrivals, {"SGD": 100, "Momentum": zigzags}, trainings).values())
+
+
+@pytest.mark.parametrize(
+    ("race", "failing"),
+    [
+        (({}, 20, {}, 9.0), None),
+        (({"SGD": optimizers.STEPS}, 20, {}, 9.0), 0),
+        (({"RMSProp": 151}, 20, {}, 9.0), 1),
+        (({}, 51, {}, 9.0), 2),
+        (({}, 20, {"Momentum": 1.6}, 9.0), 3),
+        (({}, 20, {"Adam": float("nan")}, 9.0), 3),
+        (({}, 20, {}, 9.9), 4),
+    ],
+)
+def test_a_race_that_goes_otherwise_is_seen(race, failing: int | None) -> None:
+    assert race_of(*race) == [claim != failing for claim in range(5)]

@@ -20,13 +20,14 @@ from minidl.lessons import common, linear_regression, losses, mnist, simple_clas
 PICTURES = {
     "losses": ("curves", "outlier"),
     "gradient-descent": ("paths", "mountain", "loss"),
+    "optimizers": ("ravine", "loss"),
     "linear-regression": ("loss", "line"),
     "xor": ("loss", "boundary"),
     "simple-classifier": ("loss", "boundary"),
     "mnist": ("loss", "digits", "confusion"),
 }
 
-WITH_ACCURACY = ("xor", "simple-classifier", "mnist")
+WITH_ACCURACY = ("optimizers", "xor", "simple-classifier", "mnist")
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,7 @@ def is_drawn(path: Path) -> bool:
     [
         ("losses", ["--epochs", "3"]),
         ("gradient-descent", ["--epochs", "3"]),
+        ("optimizers", ["--epochs", "1"]),
         ("linear-regression", ["--lr", "10"]),  # diverges
         ("xor", ["--epochs", "3"]),
         ("simple-classifier", ["--epochs", "1", "--lr", "1e-6"]),

@@ -10,6 +10,7 @@ from types import ModuleType
 LESSONS = {
     "losses": "how wrong is a prediction? MSE, MAE, BCE, CE, their slopes, and what one outlier does",
     "gradient-descent": "walk down a loss: steps that are too small, that fit, that overshoot, that diverge",
+    "optimizers": "SGD, Momentum, RMSProp, Adam and AdamW race down a ravine and train a network",
     "linear-regression": "learn y = 2x + 1 from four points, with one weight and one bias",
     "xor": "the smallest problem that needs a hidden layer, and why some starts never learn it",
     "simple-classifier": "tell two clouds of points apart, with Dataset and DataLoader",

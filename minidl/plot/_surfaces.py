@@ -37,7 +37,8 @@ def descents(surface: Surface, paths: Mapping[str, Tensor], title: str, size: tu
     for axes, (name, path) in zip(panels.flat, paths.items(), strict=False):
         axes.contourf(surface.x, surface.y, height, levels=16, cmap=colour_map("#ffffff", BLUE), alpha=0.45)
         axes.contour(surface.x, surface.y, height, levels=16, colors="white", linewidths=0.6)
-        axes.plot(*path.T, color=ORANGE, linewidth=1.4, marker="o", markersize=3.2)
+        dot = 3.2 if len(path) <= 100 else 2.0
+        axes.plot(*path.T, color=ORANGE, linewidth=dot / 2.4, marker="o", markersize=dot)
         axes.plot(*path[0], "o", color=INK, markersize=7, label="start")
         axes.plot(*surface.lowest, "*", color=INK, markersize=11, label="lowest point")
         axes.set_xlim(float(surface.x[0]), float(surface.x[-1]))
@@ -48,7 +49,7 @@ def descents(surface: Surface, paths: Mapping[str, Tensor], title: str, size: tu
         axes.xaxis.set_tick_params(labelbottom=True)
     for axes in list(panels.flat)[len(paths) :]:
         axes.set_axis_off()
-    for axes in panels[-1]:
+    for axes in list(panels.flat)[max(0, len(paths) - 2) : len(paths)]:
         axes.set_xlabel(surface.xlabel)
     for axes in panels[:, 0]:
         axes.set_ylabel(surface.ylabel)
