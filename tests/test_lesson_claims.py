@@ -1,9 +1,13 @@
 """What the lessons claim: each judgement says yes where it should, and no where something is off."""
 
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 import torch
 
-from minidl.lessons import common, gradient_descent, losses, optimizers
+from minidl.lessons import common, gradient_descent, losses, optimizers, tensors_and_autograd
+from minidl.plot import Graph
 
 
 def test_all_claims_must_hold(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,3 +108,71 @@ def race_of(arrivals: dict[str, int], zigzags: int, losses: dict[str, float], si
 )
 def test_a_race_that_goes_otherwise_is_seen(race, failing: int | None) -> None:
     assert race_of(*race) == [claim != failing for claim in range(5)]
+
+
+def test_a_snippet_is_shown_and_run_as_at_the_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "x = 2  # two\nx + 1\nfor i in range(2):\n    print(i)\nNone\n"
+    names: dict[str, object] = {}
+    tensors_and_autograd.show(tensors_and_autograd.Snippet("a title", code), names)
+    shown = [
+        "",
+        "# a title",
+        ">>> x = 2  # two",
+        ">>> x + 1",
+        "3",
+        ">>> for i in range(2):",
+        "...     print(i)",
+        "0",
+    ]
+    assert capsys.readouterr().out.splitlines() == [*shown, "1", ">>> None"]
+    assert names["x"] == 2
+
+
+def test_a_result_that_is_not_the_expected_one_is_named() -> None:
+    snippet = tensors_and_autograd.Snippet("", "", {"x": 12.0, "x + 1": 13.0})
+    assert tensors_and_autograd.mistakes(snippet, {"x": 12.0}) == []
+    assert tensors_and_autograd.mistakes(snippet, {"x": 36.0}) == [
+        "x is 36.0, not 12.0",
+        "x + 1 is 37.0, not 13.0",
+    ]
+
+
+def test_a_wrong_result_misses_the_target(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
+    wrong = tensors_and_autograd.Snippet("sums", "x = 1 + 1", {"x": 3})
+    monkeypatch.setattr(tensors_and_autograd, "SNIPPETS", (*tensors_and_autograd.SNIPPETS, wrong))
+    assert tensors_and_autograd.main(["--backend", "torch", "--out", str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert "unexpected: x is 2, not 3" in output
+    assert "target missed: " in output
+
+
+@pytest.mark.parametrize("snippet", tensors_and_autograd.SNIPPETS, ids=lambda snippet: snippet.title)
+def test_a_snippet_expects_something(snippet: tensors_and_autograd.Snippet) -> None:
+    assert snippet.expected
+
+
+def test_the_graph_is_walked_to_its_leaves() -> None:
+    a, b = (torch.tensor(number, requires_grad=True) for number in (2.0, 3.0))
+    graph = tensors_and_autograd.walk((a * b + a + 1).grad_fn, {"a": a, "b": b})
+    names = ["AddBackward0", "AddBackward0", "MulBackward0", "AccumulateGrad\na", "AccumulateGrad\nb"]
+    assert graph == Graph(names, [(0, 1), (1, 2), (1, 3), (2, 3), (2, 4)])
+    assert graph.depths() == [0, 1, 2, 3, 3]
+    assert graph.places() == [(0, 0), (0, -1), (0, -2), (-0.5, -3), (0.5, -3)]
+
+
+def test_late_losses_are_the_last_fifty() -> None:
+    assert tensors_and_autograd.late([9.0] * 150 + [1.0, 3.0] * 25) == 2
+
+
+@pytest.mark.parametrize("backend", ["minidl", "torch"])
+def test_without_zero_grad_nothing_is_learned(backend: str) -> None:
+    args = Namespace(seed=3, device="cpu")
+    kept, forgotten = (
+        tensors_and_autograd.fit(common.backend(backend), args, forget) for forget in (False, True)
+    )
+    assert kept[:2] == pytest.approx(forgotten[:2])  # the first step has nothing to forget
+    assert max(kept[-50:]) < 0.2
+    assert max(forgotten[-50:]) > 5

@@ -12,6 +12,7 @@ LESSONS = {
     "gradient-descent": "walk down a loss: steps that are too small, that fit, that overshoot, that diverge",
     "optimizers": "SGD, Momentum, RMSProp, Adam and AdamW race down a ravine and train a network",
     "linear-regression": "learn y = 2x + 1 from four points, with one weight and one bias",
+    "tensors-and-autograd": "shapes, dtypes, broadcasting, gradients and their graph, and zero_grad() forgotten",
     "xor": "the smallest problem that needs a hidden layer, and why some starts never learn it",
     "simple-classifier": "tell two clouds of points apart, with Dataset and DataLoader",
     "mnist": "read handwritten digits with a 784-128-64-10 network",

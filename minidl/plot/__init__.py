@@ -5,9 +5,11 @@ matplotlib is imported when the first figure is made, so that training works whe
 
 from minidl.plot._classes import confusion, decision_boundary, predictions
 from minidl.plot._curves import Panel, curves, fitted_lines, line_fit, loss_and_accuracy, loss_curve
+from minidl.plot._graph import Graph, graphs
 from minidl.plot._surfaces import Surface, descents, mountain
 
 __all__ = [
+    "Graph",
     "Panel",
     "Surface",
     "confusion",
@@ -15,6 +17,7 @@ __all__ = [
     "decision_boundary",
     "descents",
     "fitted_lines",
+    "graphs",
     "line_fit",
     "loss_and_accuracy",
     "loss_curve",
