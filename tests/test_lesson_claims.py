@@ -163,6 +163,11 @@ def test_the_graph_is_walked_to_its_leaves() -> None:
     assert graph.places() == [(0, 0), (0, -1), (0, -2), (-0.5, -3), (0.5, -3)]
 
 
+def test_a_row_of_the_graph_is_centred_below_its_parents() -> None:
+    graph = Graph(["result", "left", "right", "leaf", "leaf"], [(0, 1), (0, 2), (1, 3), (1, 4)])
+    assert graph.places() == [(0, 0), (-0.5, -1), (0.5, -1), (-1, -2), (0, -2)]
+
+
 def test_late_losses_are_the_last_fifty() -> None:
     assert tensors_and_autograd.late([9.0] * 150 + [1.0, 3.0] * 25) == 2
 

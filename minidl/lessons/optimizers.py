@@ -40,7 +40,7 @@ RACERS = {
     "AdamW": Racer("AdamW", {"lr": 0.3}, {"lr": 0.001, "weight_decay": 0.5}),
 }
 INPUTS = ((0.3, 0.0), (0.0, 4.5))  # two examples: the one sees only a small input, the other only a large one
-STEPS = 600
+STEPS = 400
 GOAL = 0.01  # the loss at which a racer has arrived
 EPOCHS = {"mnist": 2, "fashion": 2, "digits": 20, "other": 2}
 QUICK_EPOCHS = {"mnist": 1, "fashion": 1, "digits": 15, "other": 1}
