@@ -15,14 +15,20 @@ from idx_files import isolate, write_set
 import minidl
 from minidl import lessons, plot
 from minidl.cli import main
-from minidl.lessons import common, linear_regression, mnist, simple_classifier, xor
+from minidl.lessons import common, linear_regression, losses, mnist, simple_classifier, xor
 
 PICTURES = {
+    "losses": ("curves", "outlier"),
+    "gradient-descent": ("paths", "mountain", "loss"),
+    "optimizers": ("ravine", "loss"),
     "linear-regression": ("loss", "line"),
+    "tensors-and-autograd": ("graph", "zero-grad"),
     "xor": ("loss", "boundary"),
     "simple-classifier": ("loss", "boundary"),
     "mnist": ("loss", "digits", "confusion"),
 }
+
+WITH_ACCURACY = ("optimizers", "xor", "simple-classifier", "mnist")
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +59,10 @@ def test_lesson(name: str, backend: str, tmp_path: Path, capsys: pytest.CaptureF
     assert math.isfinite(float(fields["loss"]))
     assert float(fields["seconds"]) > 0
     expected = ["lesson", "backend", "loss", "accuracy", "seconds"]
-    if name == "linear-regression":
-        expected.remove("accuracy")
-    else:
+    if name in WITH_ACCURACY:
         assert 0.9 < float(fields["accuracy"]) <= 1
+    else:
+        expected.remove("accuracy")
     assert list(fields) == expected
     assert "target reached: " in output
     for picture in PICTURES[name]:
@@ -82,6 +88,9 @@ def is_drawn(path: Path) -> bool:
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
+        ("losses", ["--epochs", "3"]),
+        ("gradient-descent", ["--epochs", "3"]),
+        ("optimizers", ["--epochs", "1"]),
         ("linear-regression", ["--lr", "10"]),  # diverges
         ("xor", ["--epochs", "3"]),
         ("simple-classifier", ["--epochs", "1", "--lr", "1e-6"]),
@@ -149,7 +158,7 @@ def test_xor_share_of_seeds_is_that_of_single_runs() -> None:
     assert xor.share_of_seeds(backend, args, 6)[0] == learned
 
 
-@pytest.mark.parametrize("module", [linear_regression, xor, simple_classifier, mnist])
+@pytest.mark.parametrize("module", [losses, linear_regression, xor, simple_classifier, mnist])
 def test_equal_seeds_give_equal_starts(module) -> None:
     starts = []
     for name in ("minidl", "torch"):
@@ -212,8 +221,9 @@ def test_shuffled_batches_visit_each_example_once() -> None:
     assert not torch.equal(torch.cat(first), torch.cat(second))
 
 
+@pytest.mark.parametrize("lesson", ["linear-regression", "gradient-descent", "tensors-and-autograd"])
 def test_without_matplotlib_it_trains_and_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lesson: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -224,16 +234,26 @@ def test_without_matplotlib_it_trains_and_says_what_to_install(
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
-    assert main(SHORT) == 0
+    assert main(SHORT if lesson == "linear-regression" else ["run", lesson]) == 0
     output = capsys.readouterr().out
     assert "no pictures: they need matplotlib (pip install 'minidl[lessons]')" in output
-    assert result(output)["lesson"] == "linear-regression"
+    assert result(output)["lesson"] == lesson
 
 
 def test_other_missing_modules_are_not_hidden(tmp_path: Path) -> None:
     args = Namespace(out=tmp_path, lesson="xor")
     with pytest.raises(ModuleNotFoundError), common.pictures(args):
         raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--data", "--data-root"])
+def test_a_flag_that_a_lesson_has_no_use_for_is_unknown(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "losses", flag, "2"])
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {flag} 2" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")

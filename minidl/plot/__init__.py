@@ -4,6 +4,23 @@ matplotlib is imported when the first figure is made, so that training works whe
 """
 
 from minidl.plot._classes import confusion, decision_boundary, predictions
-from minidl.plot._curves import line_fit, loss_and_accuracy, loss_curve
+from minidl.plot._curves import Panel, curves, fitted_lines, line_fit, loss_and_accuracy, loss_curve
+from minidl.plot._graph import Graph, graphs
+from minidl.plot._surfaces import Surface, descents, mountain
 
-__all__ = ["confusion", "decision_boundary", "line_fit", "loss_and_accuracy", "loss_curve", "predictions"]
+__all__ = [
+    "Graph",
+    "Panel",
+    "Surface",
+    "confusion",
+    "curves",
+    "decision_boundary",
+    "descents",
+    "fitted_lines",
+    "graphs",
+    "line_fit",
+    "loss_and_accuracy",
+    "loss_curve",
+    "mountain",
+    "predictions",
+]
