@@ -67,7 +67,9 @@ def run(args: Namespace) -> common.Result:
     dataset = data.load(args.data, args.data_root)
     height, width = dataset.train_x.shape[2:]
     if min(height, width) < SMALLEST:
-        raise data.DataError(f"two poolings leave nothing of {height}x{width} pixels: at least {SMALLEST} a side")
+        raise data.DataError(
+            f"two poolings leave nothing of {height}x{width} pixels: at least {SMALLEST} a side"
+        )
     targets = (QUICK_TARGETS if args.quick else TARGETS)[dataset.kind]
     epochs = args.epochs or max(targets)
     train_x, train_y = training_part(dataset, args.quick)
@@ -116,7 +118,10 @@ def run(args: Namespace) -> common.Result:
         title = common.title(args, f"{dataset.name}: what is taken for what")
         save("confusion", plot.confusion(dataset.test_y, guesses, dataset.labels, title))
         title = common.title(args, f"{dataset.name}: the worst mistakes, largest loss first")
-        save("mistakes", plot.mistakes(dataset.test_x, dataset.test_y, guesses, test_losses, dataset.labels, title))
+        save(
+            "mistakes",
+            plot.mistakes(dataset.test_x, dataset.test_y, guesses, test_losses, dataset.labels, title),
+        )
         title = common.title(args, "The 16 filters of the first layer")
         save("filters", plot.filters([("before training", untrained), ("after", filters_of(model))], title))
         image = dataset.test_x[0]

@@ -98,7 +98,9 @@ def small(F: Any, image: Tensor) -> Tensor:
     return image[top : top + 10, left : left + 10]
 
 
-def train(args: Namespace, backend: Any, dataset: data.Dataset) -> tuple[torch.nn.Sequential, float, float, float]:
+def train(
+    args: Namespace, backend: Any, dataset: data.Dataset
+) -> tuple[torch.nn.Sequential, float, float, float]:
     """A small network: the model, its last loss, its test accuracy, the seconds it took."""
     torch.manual_seed(args.seed)
     height, width = dataset.train_x.shape[2:]
@@ -137,7 +139,9 @@ def run(args: Namespace) -> common.Result:
     print(f"over all pixels and filters, conv2d is off by at most {off:.1g}")
 
     print("mean size of the answer to a square:           at edges   on flat areas")
-    sizes = {name: at_edges_and_flats(square(), apply(F, square(), kernel)) for name, kernel in kernels.items()}
+    sizes = {
+        name: at_edges_and_flats(square(), apply(F, square(), kernel)) for name, kernel in kernels.items()
+    }
     for name, (edge, flat) in sizes.items():
         print(f"  {name:44} {edge:8.3f} {flat:15.3f}")
 
@@ -149,12 +153,21 @@ def run(args: Namespace) -> common.Result:
         images = [("a square", square()), (f"test image ({label})", digit)]
         for picture, what, shown in (
             ("filters", f"What filters chosen by hand answer {SIGNS}", list(kernels.items())),
-            ("learned", f"What learned filters answer {SIGNS}", [(f"filter {i + 1}", k) for i, k in enumerate(learned)]),
+            (
+                "learned",
+                f"What learned filters answer {SIGNS}",
+                [(f"filter {i + 1}", k) for i, k in enumerate(learned)],
+            ),
         ):
             columns = [(name, k, [apply(F, image, k) for _, image in images]) for name, k in shown]
             save(picture, plot.answers(images, columns, common.title(args, what)))
         maps = feature_maps(model, dataset.test_x[0].to(args.device))
-        save("features", plot.feature_maps(dataset.test_x[0], maps, common.title(args, f"What each layer makes of the picture {SIGNS}")))
+        save(
+            "features",
+            plot.feature_maps(
+                dataset.test_x[0], maps, common.title(args, f"What each layer makes of the picture {SIGNS}")
+            ),
+        )
         title = common.title(args, "A kernel slides over the picture: left-right edges")
         kernel, image = kernels["left-right edges"], small(F, digit)
         save("sliding", plot.sliding_kernel(image, kernel, apply(F, image, kernel), title))

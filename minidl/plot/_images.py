@@ -79,7 +79,9 @@ def feature_maps(image: Tensor, stages: Sequence[tuple[str, Tensor]], title: str
         _signed(axes, _montage(maps, columns=16), float(maps.abs().max()))
         axes.set_anchor("W")
         count, height, width = maps.shape
-        axes.set_title(f"{row + 1}. {name}: {count} maps of {height}x{width}", fontsize=9.5, color=INK, loc="left")
+        axes.set_title(
+            f"{row + 1}. {name}: {count} maps of {height}x{width}", fontsize=9.5, color=INK, loc="left"
+        )
     return figure
 
 
@@ -121,7 +123,7 @@ def sliding_kernel(image: Tensor, kernel: Tensor, answer: Tensor, title: str) ->
     _name(right, "the answers so far")
     window = left.add_patch(Rectangle((0, 0), 3, 3, fill=False, edgecolor=ORANGE, linewidth=2.5))
     point = right.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.5))
-    products, texts = _numbers(middle, kernel, 1.0)
+    products, texts = _numbers(middle, torch.zeros_like(kernel), float(kernel.abs().max()))
     below = middle.set_xlabel("", color=INK, fontsize=11)
     shown = torch.full_like(answer, torch.nan)
     for row, column in torch.cartesian_prod(*map(torch.arange, answer.shape)).tolist():
@@ -129,7 +131,9 @@ def sliding_kernel(image: Tensor, kernel: Tensor, answer: Tensor, title: str) ->
         shown[row, column] = answer[row, column]
         filled.set_data(shown.numpy())
         products.set_data((pixels * kernel).numpy())
-        for text, pixel, weight in zip(texts, pixels.flatten().tolist(), kernel.flatten().tolist(), strict=True):
+        for text, pixel, weight in zip(
+            texts, pixels.flatten().tolist(), kernel.flatten().tolist(), strict=True
+        ):
             text.set_text(f"{pixel:.2f}\n× {weight:g}")
         window.set_xy((column - 0.5, row - 0.5))
         point.set_xy((column - 0.5, row - 0.5))
@@ -188,9 +192,10 @@ def _numbers(axes: Axes, values: Tensor, scale: float) -> tuple[AxesImage, list]
 
 def _montage(pictures: Tensor, columns: int) -> Tensor:
     """Pictures (N, H, W) side by side in rows of at most `columns`, with gaps of NaN between them."""
+    zoom = max(1, 32 // pictures.shape[2])  # for gaps that are narrow beside a small picture, too
+    pictures = pictures.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
     count, height, width = pictures.shape
-    columns = min(columns, count)
-    gap = max(1, width // 10)
+    columns, gap = min(columns, count), max(1, width // 12)
     rows = -(-count // columns)
     table = torch.full((rows * columns, height + gap, width + gap), torch.nan)
     table[:count, :height, :width] = pictures
