@@ -88,7 +88,7 @@ def overfitting(backend: SimpleNamespace, args: Namespace) -> Finding:
         numbers[name] = testing[name][-1]
     panels = [
         Panel("On the points it learns from", "epoch", "cross entropy (log scale)", training),
-        Panel("On 1000 points that it never saw", "epoch", "cross entropy (log scale)", testing),
+        Panel("On 1000 points that it never saw", "epoch", "cross entropy", testing, log=False),
     ]
     return numbers, "test loss", panels
 
@@ -164,7 +164,9 @@ def vanishing(backend: SimpleNamespace, args: Namespace) -> Finding:
         curves[name] += [descend(optimizer, criterion(model(x), y)) for _ in range(1, args.epochs)]
         numbers[name] = curves[name][-1]
     panels = [
-        Panel("At the first step", "layer", "norm of the gradient (log scale)", norms),
+        Panel(
+            "At the first step", "layer (1 is next to the input)", "norm of the gradient (log scale)", norms
+        ),
         Panel("Training", "epoch", "cross entropy (log scale)", curves),
     ]
     return numbers, "training loss", panels
@@ -211,7 +213,7 @@ def slow_convergence(backend: SimpleNamespace, args: Namespace) -> Finding:
     optim, criterion = backend.optim, backend.nn.BCEWithLogitsLoss()
     schedulers, large = optim.lr_scheduler, 50 * args.lr
     numbers, rates, curves = {}, {}, {}
-    for name in ("SGD", "Adam", "cosine schedule", "one cycle"):
+    for name in ("SGD", "Adam", "cosine schedule", "one cycle, momentum"):
         torch.manual_seed(args.seed)
         model = make_model(backend.nn, (2, 32, 32, 1)).to(args.device)
         optimizer = (optim.Adam if name == "Adam" else optim.SGD)(model.parameters(), lr=args.lr)
@@ -219,7 +221,7 @@ def slow_convergence(backend: SimpleNamespace, args: Namespace) -> Finding:
         if name == "cosine schedule":
             optimizer = optim.SGD(model.parameters(), lr=large)
             scheduler = schedulers.CosineAnnealingLR(optimizer, args.epochs)
-        elif name == "one cycle":
+        elif name == "one cycle, momentum":
             scheduler = schedulers.OneCycleLR(optimizer, max_lr=large, total_steps=args.epochs + 1)
         curves[name], rates[name] = [], []
         for _ in range(args.epochs):
@@ -264,8 +266,8 @@ def run(args: Namespace) -> common.Result:
 
     with common.pictures(args) as save:
         for problem, (numbers, what, panels) in findings.items():
-            title = f"{problem.replace('-', ' ').capitalize()}: {what} at the end in the legend"
-            save(problem, plot.cures(panels, numbers, common.title(args, title)))
+            title = common.title(args, f"{problem.replace('-', ' ').capitalize()} and its cures")
+            save(problem, plot.cures(panels, numbers, f"{what} at the end", title))
 
     failed = [problem for problem, (numbers, _, _) in findings.items() if not cured(numbers)]
     target = f"every cure ends at {HEALTHY:.0%} of the ill loss or below" + (

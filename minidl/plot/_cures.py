@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minidl.plot._figure import BLUE, INK, ORANGE, new_figure, style
+from minidl.plot._figure import BLUE, GREY, INK, ORANGE, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,12 +27,12 @@ class Panel:
     log: bool = True
 
 
-def cures(panels: Sequence[Panel], numbers: Mapping[str, float], title: str) -> Figure:
-    """Panels side by side, with one legend: each variant's colour and number, the ill one's first.
+def cures(panels: Sequence[Panel], numbers: Mapping[str, float], what: str, title: str) -> Figure:
+    """Panels side by side, with one legend: each variant's colour and number (`what`, in words), the ill one's first.
 
     A cross ends a curve that is shorter than others. Curves without a number are drawn as a reference.
     """
-    figure = new_figure(10.4, 5.0, title)
+    figure = new_figure(10.4, 5.3, title)
     colours = dict(zip(numbers, (ORANGE, BLUE, GREEN, VIOLET), strict=False))
     ill = next(iter(numbers))
     handles: dict[str, Any] = {}
@@ -52,9 +52,16 @@ def cures(panels: Sequence[Panel], numbers: Mapping[str, float], title: str) -> 
         axes.set_title(panel.headline, fontsize=10, color=INK)
         style(axes, panel.x, panel.y)
     labels = [f"{name}: {_number(numbers[name])}" if name in numbers else name for name in handles]
-    figure.legend(
-        handles.values(), labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=INK
+    legend = figure.legend(
+        handles.values(),
+        labels,
+        title=what,
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        labelcolor=INK,
     )
+    legend.get_title().set_color(GREY)
     return figure
 
 
