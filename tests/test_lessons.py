@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,30 @@ from idx_files import isolate, write_set
 import minidl
 from minidl import lessons, plot
 from minidl.cli import main
-from minidl.lessons import common, linear_regression, mnist, simple_classifier, xor
+from minidl.lessons import (
+    cnn,
+    common,
+    convolution,
+    linear_regression,
+    mnist,
+    simple_classifier,
+    training_problems,
+    xor,
+)
 
 PICTURES = {
     "linear-regression": ("loss", "line"),
     "xor": ("loss", "boundary"),
     "simple-classifier": ("loss", "boundary"),
     "mnist": ("loss", "digits", "confusion"),
+    "convolution": ("filters", "learned", "features"),
+    "cnn": ("loss", "confusion", "mistakes", "filters", "features"),
+    "training-problems": tuple(training_problems.EXPERIMENTS),
 }
+FILMS = {"convolution": ("sliding",)}
+
+
+MODULES = [linear_regression, xor, simple_classifier, mnist, convolution, cnn, training_problems]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +50,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are not about pictures: drawing one takes half a second."""
+    monkeypatch.setattr(plot, "write_film", lambda path, frames: None)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
 
 
@@ -53,7 +71,7 @@ def test_lesson(name: str, backend: str, tmp_path: Path, capsys: pytest.CaptureF
     assert math.isfinite(float(fields["loss"]))
     assert float(fields["seconds"]) > 0
     expected = ["lesson", "backend", "loss", "accuracy", "seconds"]
-    if name == "linear-regression":
+    if name in ("linear-regression", "training-problems"):
         expected.remove("accuracy")
     else:
         assert 0.9 < float(fields["accuracy"]) <= 1
@@ -63,7 +81,12 @@ def test_lesson(name: str, backend: str, tmp_path: Path, capsys: pytest.CaptureF
         path = tmp_path / "pictures" / f"{name}-{picture}.png"
         assert f"picture: {path}" in output
         assert is_drawn(path)
-    assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES[name])
+    films = FILMS.get(name, ())
+    for film in films:
+        path = tmp_path / "pictures" / f"{name}-{film}.gif"
+        assert f"picture: {path}" in output
+        assert moves(path)
+    assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES[name]) + len(films)
 
 
 # A linear regression that is done after 200 steps, for tests of what is around it.
@@ -78,6 +101,15 @@ def is_drawn(path: Path) -> bool:
     return pixels.shape[0] > 400 and pixels.shape[1] > 400 and pixels.std() > 0.05
 
 
+def moves(path: Path) -> bool:
+    """A GIF of many frames, each unlike the one before."""
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as film:
+        frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(film)]
+    return len(frames) > 20 and all(one != other for one, other in pairwise(frames))
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "flags"),
@@ -86,6 +118,9 @@ def is_drawn(path: Path) -> bool:
         ("xor", ["--epochs", "3"]),
         ("simple-classifier", ["--epochs", "1", "--lr", "1e-6"]),
         ("mnist", ["--epochs", "1", "--lr", "1e-9"]),
+        ("convolution", ["--epochs", "1", "--lr", "1e-9"]),
+        ("cnn", ["--epochs", "1", "--lr", "1e-9"]),
+        ("training-problems", ["--epochs", "3"]),
     ],
 )
 def test_a_missed_target_is_said_and_exits_1(
@@ -149,7 +184,7 @@ def test_xor_share_of_seeds_is_that_of_single_runs() -> None:
     assert xor.share_of_seeds(backend, args, 6)[0] == learned
 
 
-@pytest.mark.parametrize("module", [linear_regression, xor, simple_classifier, mnist])
+@pytest.mark.parametrize("module", MODULES)
 def test_equal_seeds_give_equal_starts(module) -> None:
     starts = []
     for name in ("minidl", "torch"):
@@ -197,8 +232,9 @@ def test_mnist_takes_the_size_and_classes_of_its_data(
     assert main([*argv, "--epochs", "1", "--lr", "1e-9"]) == 1
 
 
-def test_mnist_targets_grow_with_the_epochs() -> None:
-    for targets in (*mnist.TARGETS.values(), *mnist.QUICK_TARGETS.values()):
+@pytest.mark.parametrize("module", [mnist, cnn])
+def test_targets_grow_with_the_epochs(module) -> None:
+    for targets in (*module.TARGETS.values(), *module.QUICK_TARGETS.values()):
         assert list(targets) == sorted(targets)
         assert list(targets.values()) == sorted(targets.values())
 

@@ -116,7 +116,7 @@ def run(args: Namespace) -> common.Result:
     print(f"mistakes: {len(wrong)} of {len(guesses)} test images; the worst:")
     for index in wrong[test_losses[wrong].argsort(descending=True)][:3].tolist():
         fact, guess = dataset.labels[dataset.test_y[index]], dataset.labels[guesses[index]]
-        print(f"  image {index}: a {fact} taken for {guess}, loss {test_losses[index]:.2f}")
+        print(f"  image {index}: {fact} taken for {guess}, loss {test_losses[index]:.2f}")
     with common.pictures(args) as save:
         title = common.title(args, f"Learning {dataset.name}")
         save("loss", plot.loss_and_accuracy(losses, accuracies, title))
