@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,17 @@ from idx_files import isolate, write_set
 import minidl
 from minidl import lessons, plot
 from minidl.cli import main
-from minidl.lessons import common, linear_regression, losses, mnist, simple_classifier, xor
+from minidl.lessons import (
+    cnn,
+    common,
+    convolution,
+    linear_regression,
+    losses,
+    mnist,
+    simple_classifier,
+    training_problems,
+    xor,
+)
 
 PICTURES = {
     "losses": ("curves", "outlier"),
@@ -26,9 +37,16 @@ PICTURES = {
     "xor": ("loss", "boundary"),
     "simple-classifier": ("loss", "boundary"),
     "mnist": ("loss", "digits", "confusion"),
+    "convolution": ("filters", "learned", "features"),
+    "cnn": ("loss", "confusion", "mistakes", "filters", "features"),
+    "training-problems": tuple(training_problems.EXPERIMENTS),
 }
+FILMS = {"convolution": ("sliding",)}
 
-WITH_ACCURACY = ("optimizers", "xor", "simple-classifier", "mnist")
+
+MODULES = [losses, linear_regression, xor, simple_classifier, mnist, convolution, cnn, training_problems]
+
+WITH_ACCURACY = ("optimizers", "xor", "simple-classifier", "mnist", "convolution", "cnn")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +57,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are not about pictures: drawing one takes half a second."""
+    monkeypatch.setattr(plot, "write_film", lambda path, frames: None)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
 
 
@@ -69,7 +88,12 @@ def test_lesson(name: str, backend: str, tmp_path: Path, capsys: pytest.CaptureF
         path = tmp_path / "pictures" / f"{name}-{picture}.png"
         assert f"picture: {path}" in output
         assert is_drawn(path)
-    assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES[name])
+    films = FILMS.get(name, ())
+    for film in films:
+        path = tmp_path / "pictures" / f"{name}-{film}.gif"
+        assert f"picture: {path}" in output
+        assert moves(path)
+    assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES[name]) + len(films)
 
 
 # A linear regression that is done after 200 steps, for tests of what is around it.
@@ -84,6 +108,15 @@ def is_drawn(path: Path) -> bool:
     return pixels.shape[0] > 400 and pixels.shape[1] > 400 and pixels.std() > 0.05
 
 
+def moves(path: Path) -> bool:
+    """A GIF of many frames, each unlike the one before."""
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as film:
+        frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(film)]
+    return len(frames) > 20 and all(one != other for one, other in pairwise(frames))
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "flags"),
@@ -95,6 +128,9 @@ def is_drawn(path: Path) -> bool:
         ("xor", ["--epochs", "3"]),
         ("simple-classifier", ["--epochs", "1", "--lr", "1e-6"]),
         ("mnist", ["--epochs", "1", "--lr", "1e-9"]),
+        ("convolution", ["--epochs", "1", "--lr", "1e-9"]),
+        ("cnn", ["--epochs", "1", "--lr", "1e-9"]),
+        ("training-problems", ["--epochs", "3"]),
     ],
 )
 def test_a_missed_target_is_said_and_exits_1(
@@ -158,7 +194,7 @@ def test_xor_share_of_seeds_is_that_of_single_runs() -> None:
     assert xor.share_of_seeds(backend, args, 6)[0] == learned
 
 
-@pytest.mark.parametrize("module", [losses, linear_regression, xor, simple_classifier, mnist])
+@pytest.mark.parametrize("module", MODULES)
 def test_equal_seeds_give_equal_starts(module) -> None:
     starts = []
     for name in ("minidl", "torch"):
@@ -206,8 +242,9 @@ def test_mnist_takes_the_size_and_classes_of_its_data(
     assert main([*argv, "--epochs", "1", "--lr", "1e-9"]) == 1
 
 
-def test_mnist_targets_grow_with_the_epochs() -> None:
-    for targets in (*mnist.TARGETS.values(), *mnist.QUICK_TARGETS.values()):
+@pytest.mark.parametrize("module", [mnist, cnn])
+def test_targets_grow_with_the_epochs(module) -> None:
+    for targets in (*module.TARGETS.values(), *module.QUICK_TARGETS.values()):
         assert list(targets) == sorted(targets)
         assert list(targets.values()) == sorted(targets.values())
 

@@ -16,6 +16,9 @@ LESSONS = {
     "xor": "the smallest problem that needs a hidden layer, and why some starts never learn it",
     "simple-classifier": "tell two clouds of points apart, with Dataset and DataLoader",
     "mnist": "read handwritten digits with a 784-128-64-10 network",
+    "convolution": "what a filter does: edges, blur, and the filters that a network learns",
+    "cnn": "read handwritten digits with two convolutions, and look inside",
+    "training-problems": "five ways in which training goes wrong, and what cures each",
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from minidl import data
+from minidl import data, plot
 from minidl.lessons import LESSONS
 
 if TYPE_CHECKING:
@@ -126,15 +126,19 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def pictures(args: argparse.Namespace) -> Iterator[Callable[[str, "Figure"], None]]:
-    """Inside, `save("loss", figure)` writes `<out>/<lesson>-loss.png`.
+def pictures(args: argparse.Namespace) -> Iterator[Callable[[str, "Figure | Iterator[Figure]"], None]]:
+    """Inside, `save("loss", figure)` writes `<out>/<lesson>-loss.png`, and frames one after the other a `.gif`.
 
     Where matplotlib is missing, the block ends at its first picture with a line that says what to install.
     """
 
-    def save(name: str, figure: "Figure") -> None:
-        path = args.out / f"{args.lesson}-{name}.png"
-        figure.savefig(path, dpi=150)
+    def save(name: str, figure: "Figure | Iterator[Figure]") -> None:
+        film = isinstance(figure, Iterator)
+        path = args.out / f"{args.lesson}-{name}.{'gif' if film else 'png'}"
+        if isinstance(figure, Iterator):
+            plot.write_film(path, figure)
+        else:
+            figure.savefig(path, dpi=150)
         print(f"picture: {path}")
 
     try:
