@@ -1,6 +1,7 @@
 // Every kernel of every table, over sizes at which loops end raggedly. What a check is, and why: check.h.
 #include "check.h"
 #include "check_matmul.h"
+#include "check_norm.h"
 #include "check_softmax.h"
 
 // MINIDL_TABLES is the build's list, scalar first: TABLE(scalar) TABLE(avx2).
@@ -166,6 +167,7 @@ void check_all() {
   check_activations<T>();
   check_matmul<T>();
   check_losses<T>();
+  check_norm<T>();
   check_softmax<T>();
   check_optimizers<T>();
   check_clipping<T>();
