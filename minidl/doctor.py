@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,6 +108,16 @@ def _operators() -> Iterator[Operator]:
         yield name, getattr(F, name), getattr(TF, name), (x,)
     for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
         yield name, getattr(F, name), getattr(TF, name), (x, target)
+    image, gamma, beta = randn(5, 6, 7, 3), randn(6), randn(6)
+    last = image.contiguous(memory_format=torch.channels_last)
+    for name, options, inputs in (
+        ("batch_norm", {"running_mean": None, "running_var": None, "training": True}, (image, gamma, beta)),
+        ("batch_norm", {"running_mean": None, "running_var": None, "training": True}, (last, gamma, beta)),
+        ("layer_norm", {"normalized_shape": (19,)}, (x, w[0], w[1])),
+        ("group_norm", {"num_groups": 3}, (image, gamma, beta)),
+    ):
+        ours, theirs = partial(getattr(F, name), **options), partial(getattr(TF, name), **options)
+        yield name, partial(_affine, ours), partial(_affine, theirs), inputs
     p, q = torch.sigmoid(x), torch.sigmoid(target)
     yield "binary_cross_entropy", F.binary_cross_entropy, TF.binary_cross_entropy, (p, q)
     logits = F.binary_cross_entropy_with_logits, TF.binary_cross_entropy_with_logits
@@ -128,6 +139,10 @@ def _operators() -> Iterator[Operator]:
             lambda t, f=theirs, a=args: f(t, *a),
             (images.contiguous(memory_format=torch.channels_last),),
         )
+    filters = randn(4, images.shape[1], 3, 3)
+    for order in (torch.contiguous_format, torch.channels_last):
+        yield "conv2d", F.conv2d, TF.conv2d, (images.contiguous(memory_format=order), filters, randn(4))
+    yield "conv_transpose2d", F.conv_transpose2d, TF.conv_transpose2d, (images, filters.transpose(0, 1))
     yield "dropout", _kept(F.dropout), _kept(TF.dropout), (x.abs() + 1,)
     classes = torch.arange(37) % 19
     for name in ("cross_entropy", "nll_loss"):
@@ -143,6 +158,10 @@ def _kept(dropout: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return torch.where(y == 0, 2 * x, y)
 
     return doubled
+
+
+def _affine(norm: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return norm(x, weight=weight, bias=bias)
 
 
 def _compare(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:

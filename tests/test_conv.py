@@ -78,7 +78,9 @@ def test_groups(isa, dtype, groups, channels, out, stride):
         compare(F.conv2d, native.conv2d, x, w, b, groups=groups, stride=stride, padding=1)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # torch's: it copies x
+@pytest.mark.filterwarnings(
+    "ignore:Using padding='same' with even kernel:UserWarning"
+)  # torch's: it copies x
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, (2, 3)])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_padding_same(kernel, dilation):

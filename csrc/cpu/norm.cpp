@@ -32,13 +32,12 @@ void batch_norm_forward(T* y, double* stats, const T* x, const T* mean, const T*
 template <class T>
 void batch_norm_update(T* running_mean, T* running_var, const double* stats, int64_t channels,
                        double momentum, Context) {
-  const auto move = [&](T* running, const double* batch) {
-    for (int64_t c = 0; running && c < channels; ++c) {
-      running[c] = static_cast<T>(momentum * batch[c] + (1 - momentum) * static_cast<double>(running[c]));
-    }
-  };
-  move(running_mean, stats);
-  move(running_var, stats + 2 * channels);
+  const double *mean = stats, *var = stats + 2 * channels;
+  const double keep = 1 - momentum;
+  for (int64_t c = 0; c < channels; ++c) {
+    running_mean[c] = static_cast<T>(momentum * mean[c] + keep * static_cast<double>(running_mean[c]));
+    running_var[c] = static_cast<T>(momentum * var[c] + keep * static_cast<double>(running_var[c]));
+  }
 }
 
 template <class T>

@@ -26,9 +26,9 @@ struct Moments {
     mean = mean * share + other.mean * others_share;
     n = total;
   }
-  double variance() const { return max_of_zero(m2) / n; }
-  double unbiased_variance() const { return max_of_zero(m2) / (n - 1); }
-  static double max_of_zero(double x) { return x < 0 ? 0 : x; }  // NaN stays NaN
+  // Rounding may take m2 below 0. Of no values the variance is 0: gradients of 0 times rstd are then 0.
+  double variance() const { return n == 0 || m2 < 0 ? 0 : m2 / n; }
+  double unbiased_variance() const { return variance() * (n / (n - 1)); }
 };
 
 inline double reciprocal_root(double variance, double eps) { return 1 / __builtin_sqrt(variance + eps); }

@@ -39,6 +39,8 @@ std::tuple<Tensor, Tensor> batch_norm_forward(const Tensor& x_, const OptionalTe
   check_per_channel(op, "running_var", var_, x_, {x_.sym_size(1)});
   TORCH_CHECK(training || (mean_.has_value() && var_.has_value()), "minidl::", op,
               ": expected running_mean and running_var to be defined when training=False");
+  TORCH_CHECK_VALUE(mean_.has_value() == var_.has_value(), "minidl::", op,
+                    ": running_mean and running_var must either both be None or neither be None");
   TORCH_CHECK_VALUE(training ? eps > 0 : eps >= 0, "minidl::", op, ": eps must be ",
                     training ? "positive during training" : "non-negative", ", but got ", eps);
   TORCH_CHECK_VALUE(!training || x_.sym_numel() != x_.sym_size(1) || x_.sym_numel() == 0, "minidl::", op,
@@ -59,41 +61,32 @@ std::tuple<Tensor, Tensor> batch_norm_forward(const Tensor& x_, const OptionalTe
   return {y, stats};
 }
 
-void batch_norm_update(const OptionalTensor& mean_, const OptionalTensor& var_, const Tensor& stats_,
-                       double momentum) {
+void batch_norm_update(const Tensor& mean_, const Tensor& var_, const Tensor& stats_, double momentum) {
   const char* op = "batch_norm_update";
   TORCH_CHECK(stats_.scalar_type() == at::kDouble && stats_.dim() == 2 && stats_.sym_size(0) == 3,
               "minidl::", op, ": expected float64 stats of shape (3, C), but got ", stats_.scalar_type(), " ",
               stats_.sym_sizes());
-  const auto check = [&](const char* name, const OptionalTensor& x) {
-    if (!x.has_value()) return;
+  for (const auto& [name, x] : {std::pair("running_mean", &mean_), std::pair("running_var", &var_)}) {
     check_dtype(op, *x);
+    check_same_dtype(op, "running_mean", mean_, name, *x);
     TORCH_CHECK(x->dim() == 1 && x->sym_size(0) == stats_.sym_size(1), "minidl::", op, ": expected ", name,
                 " of shape (", stats_.sym_size(1), "), but got ", x->sym_sizes());
     check_writable(*x);
-  };
-  check("running_mean", mean_);
-  check("running_var", var_);
-  if (mean_.has_value() && var_.has_value())
-    check_same_dtype(op, "running_mean", *mean_, "running_var", *var_);
-  if (stats_.is_meta() || (!mean_.has_value() && !var_.has_value())) return;
-  const Tensor stats = stats_.contiguous(), none;
+  }
+  if (stats_.is_meta()) return;
+  const Tensor stats = stats_.contiguous();
   Walkable walkable;
-  const Tensor& mean = mean_.has_value() ? walkable.written(*mean_) : none;
-  const Tensor& var = var_.has_value() ? walkable.written(*var_) : none;
-  launch(op, mean.defined() ? mean : var, [&](const auto& k, auto zero, const Context& ctx) {
+  const Tensor &mean = walkable.written(mean_), &var = walkable.written(var_);
+  launch(op, mean, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
     k.batch_norm_update(mutable_data<T>(mean), mutable_data<T>(var), data<double>(stats), stats.size(1),
                         momentum, ctx);
   });
   walkable.finish();
-  for (const OptionalTensor& x : {mean_, var_}) {
-    if (x.has_value()) bump_versions(*x);
-  }
+  bump_versions({mean_, var_});
 }
 
-void call_batch_norm_update(const OptionalTensor& mean, const OptionalTensor& var, const Tensor& stats,
-                            double momentum) {
+void call_batch_norm_update(const Tensor& mean, const Tensor& var, const Tensor& stats, double momentum) {
   static const auto op = find_op<decltype(batch_norm_update)>("minidl::batch_norm_update");
   op.call(mean, var, stats, momentum);
 }
@@ -342,9 +335,8 @@ Tensor ops::batch_norm(const Tensor& x, const OptionalTensor& w, const OptionalT
                        const OptionalTensor& mean, const OptionalTensor& var, bool training, double momentum,
                        double eps, std::string_view activation) {
   auto [y, stats] = call_batch_norm(x, w, b, mean, var, training, eps, activation);
-  if (training && (mean.has_value() || var.has_value()) && x.sym_numel() != 0) {
-    call_batch_norm_update(mean, var, stats, momentum);
-  }
+  if (training && mean.has_value() && x.sym_numel() != 0)
+    call_batch_norm_update(*mean, *var, stats, momentum);
   return y;
 }
 
@@ -371,7 +363,7 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
           results,
       batch_norm_forward, batch_norm_autograd);
   define_op(m, "batch_norm_update",
-            "(Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor stats, float momentum) -> ()",
+            "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor stats, float momentum) -> ()",
             batch_norm_update, WithoutGraph<call_batch_norm_update>::call);
   define_backward_op(m, "batch_norm_backward",
                      "(Tensor dy, Tensor input, " + affine + ", Tensor stats, bool training, " + gradients,

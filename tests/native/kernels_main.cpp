@@ -3,6 +3,7 @@
 #include "check_conv.h"
 #include "check_matmul.h"
 #include "check_pool.h"
+#include "check_norm.h"
 #include "check_softmax.h"
 
 // MINIDL_TABLES is the build's list, scalar first: TABLE(scalar) TABLE(avx2).
@@ -169,6 +170,7 @@ void check_all() {
   check_conv<T>();
   check_matmul<T>();
   check_losses<T>();
+  check_norm<T>();
   check_softmax<T>();
   check_optimizers<T>();
   check_clipping<T>();
