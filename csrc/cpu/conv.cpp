@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t strip = 48;  // pixels whose results stay in L1 until they are stored; whole tiles
 static_assert(strip % conv_rows == 0);
-constexpr int64_t chunk = 288;        // of k at a time: that much of a panel stays in L2 under a strip
+constexpr int64_t chunk = 576;        // of k at a time: that much of a panel stays in L2 under a strip
 constexpr double serial_flops = 2e6;  // as for the GEMM
 constexpr int64_t shared_bytes = int64_t{4} << 20;  // of packed weights, or of partial dw, at a time
 constexpr int64_t dw_pixels = 384;                  // at most in a unit of dw: what it sums over in one go
@@ -136,6 +136,7 @@ struct Correlation {
       const int64_t* at = pixels.out + begin;
       const bool direct = y.channel == 1 && slice.columns == slices.lanes && count % conv_rows == 0 &&
                           at[count - 1] - at[0] == (count - 1) * y.column;
+      if (y.channel != 1) prefetch_planes(out, at, y.channel, count, slice.columns);
       T* c = direct ? out + at[0] : result;
       const int64_t ldc = direct ? y.column : slices.lanes;
       for (int64_t part = 0; part < chunks; ++part) {
