@@ -267,50 +267,52 @@ def test_compiles_in_one_graph():
         torch.testing.assert_close(one, other)
 
 
-X, W = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
-
-
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "shapes", "options"),
     [
-        ("conv2d", {"weight": torch.randn(4, 2, 3, 3)}),
-        ("conv2d", {"weight": torch.randn(4, 3, 7, 3)}),
-        ("conv2d", {"weight": torch.randn(0, 3, 3, 3)}),
-        ("conv2d", {"weight": torch.randn(4, 3, 0, 3)}),
-        ("conv2d", {"weight": W.double()}),
-        ("conv2d", {"weight": W[0]}),
-        ("conv2d", {"input": X[0, 0]}),
-        ("conv2d", {"bias": torch.randn(3)}),
-        ("conv2d", {"stride": 0}),
-        ("conv2d", {"stride": (1, 1, 1)}),
-        ("conv2d", {"stride": ()}),
-        ("conv2d", {"padding": -1}),
-        ("conv2d", {"padding": "half"}),
-        ("conv2d", {"padding": "same", "stride": 2}),
-        ("conv2d", {"dilation": 0}),
-        ("conv2d", {"groups": 0}),
-        ("conv2d", {"groups": 2}),
-        ("conv_transpose2d", {"weight": torch.randn(4, 2, 3, 3)}),
-        ("conv_transpose2d", {"weight": W[:3], "output_padding": 1}),
-        ("conv_transpose2d", {"weight": W[:3], "output_padding": -1, "stride": 2}),
-        ("conv_transpose2d", {"weight": W[:3], "padding": 10}),
-        ("conv_transpose2d", {"weight": W[:3], "bias": torch.randn(5)}),
-        ("conv_transpose2d", {"weight": W[:3], "groups": 2}),
-        ("conv1d", {"input": X[:, :, 0], "weight": W}),
+        ("conv2d", {"weight": (4, 2, 3, 3)}, {}),
+        ("conv2d", {"weight": (4, 3, 7, 3)}, {}),
+        ("conv2d", {"weight": (0, 3, 3, 3)}, {}),
+        ("conv2d", {"weight": (4, 3, 0, 3)}, {}),
+        ("conv2d", {"weight": (3, 3, 3)}, {}),
+        ("conv2d", {"input": (5, 5)}, {}),
+        ("conv2d", {"bias": (3,)}, {}),
+        ("conv2d", {}, {"stride": 0}),
+        ("conv2d", {}, {"stride": (1, 1, 1)}),
+        ("conv2d", {}, {"stride": ()}),
+        ("conv2d", {}, {"padding": -1}),
+        ("conv2d", {}, {"padding": "half"}),
+        ("conv2d", {}, {"padding": "same", "stride": 2}),
+        ("conv2d", {}, {"dilation": 0}),
+        ("conv2d", {}, {"groups": 0}),
+        ("conv2d", {}, {"groups": 2}),
+        ("conv_transpose2d", {"weight": (4, 2, 3, 3)}, {}),
+        ("conv_transpose2d", {"weight": (3, 3, 3, 3)}, {"output_padding": 1}),
+        ("conv_transpose2d", {"weight": (3, 3, 3, 3)}, {"output_padding": -1, "stride": 2}),
+        ("conv_transpose2d", {"weight": (3, 3, 3, 3)}, {"padding": 10}),
+        ("conv_transpose2d", {"weight": (3, 3, 3, 3), "bias": (5,)}, {}),
+        ("conv_transpose2d", {"weight": (3, 3, 3, 3)}, {"groups": 2}),
+        ("conv1d", {"input": (2, 3, 5)}, {}),
     ],
     ids=str,
 )
-def test_errors_are_of_torchs_type(name, arguments):
-    assert_same_error(name, (), {"input": X, "weight": W, **arguments})
+def test_errors_are_of_torchs_type(name, shapes, options):
+    tensors = {"input": (2, 3, 5, 5), "weight": (4, 3, 3, 3), **shapes}
+    assert_same_error(name, (), {key: torch.randn(shape) for key, shape in tensors.items()} | options)
+
+
+def test_dtypes_that_differ():
+    assert_same_error("conv2d", (torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3).double()))
 
 
 def test_errors_that_are_minidls_own():
+    x, w = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
     with pytest.raises(NotImplementedError, match="float32 and float64"):
-        F.conv2d(X.half(), W.half())
+        F.conv2d(x.half(), w.half())
     with pytest.raises(ValueError, match="has parameters and is not fused"):
-        F.conv2d(X, W, activation="softplus")
+        F.conv2d(x, w, activation="softplus")
     with pytest.raises(RuntimeError, match=r"convolution: .*\[2, 3, 5, 5\] to have 2 channels, but got 3"):
-        F.conv2d(X, W[:, :2])
+        F.conv2d(x, w[:, :2])
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
