@@ -51,7 +51,9 @@ def test_a_wrong_convolution_misses_the_target(
     def apply(F, image, kernel):
         return right(F, image, kernel) + 1e-3 if wrong == "shifted" else right(F, image, kernel.flip(0, 1))
 
-    argv = ["run", "convolution", "--quick", "--backend", "torch", "--out", str(tmp_path)]
+    model = convolution.make_model(torch.nn, 8, 8)
+    monkeypatch.setattr(convolution, "train", lambda *args: (model, 0.1, 1.0, 0.0))  # that is not what is asked
+    argv = ["run", "convolution", "--data", "digits", "--backend", "torch", "--out", str(tmp_path)]
     assert main(argv) == 0
     monkeypatch.setattr(convolution, "apply", apply)
     assert main(argv) == 1

@@ -71,8 +71,8 @@ def overfitting(backend: SimpleNamespace, args: Namespace) -> Finding:
     numbers, training, testing = {}, {}, {}
     for name, count, dropout, decay in (
         ("50 points", 50, 0.0, 0.0),
-        ("dropout", 50, 0.6, 0.0),
-        ("weight decay", 50, 0.0, 1.0),
+        ("dropout", 50, 0.8, 0.0),
+        ("weight decay", 50, 0.0, 2.0),
         ("1000 points", 1000, 0.0, 0.0),
     ):
         torch.manual_seed(args.seed)

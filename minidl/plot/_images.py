@@ -27,7 +27,8 @@ def mistakes(
 ) -> Figure:
     """The (at most 24) images (N, 1, H, W) that a model takes for another class with the largest losses (N,)."""
     figure = new_figure(9.6, 5.8, title)
-    for axes in (panels := figure.subplots(3, 8).flat):
+    panels = figure.subplots(3, 8).ravel()
+    for axes in panels:
         axes.axis("off")
     order = losses.argsort(descending=True)
     worst = order[guesses[order] != truth[order]].tolist()
