@@ -122,17 +122,17 @@ struct GradientSums {
   }
 };
 
-// dx = dz * scale + (x - mean) * slope + offset: through z, and where mean and variance are those of x also
-// through them, by the sums of w * dz over all n values that share them (Ioffe and Szegedy,
-// arXiv:1502.03167).
+// dx = rstd * (g + offset + (x - mean) * slope) for g = w * dz, where mean and variance are those of x: from
+// the sums of g over all n values that share them (Ioffe and Szegedy, arXiv:1502.03167). In this order what
+// all g have in common is gone before anything is rounded.
 template <class T>
 struct ChannelGradient {
   T slope, offset;
 
-  ChannelGradient(double mean, double rounded_mean, double rstd, GradientSums weighted, double n) {
-    const double s = -rstd * rstd * rstd * weighted.dz_x / n;
+  ChannelGradient(double mean, double rounded_mean, double rstd, GradientSums g, double n) {
+    const double s = -rstd * rstd * g.dz_x / n;
     slope = static_cast<T>(s);
-    offset = static_cast<T>((rounded_mean - mean) * s - rstd * weighted.dz / n);
+    offset = static_cast<T>((rounded_mean - mean) * s - g.dz / n);
   }
 };
 

@@ -219,10 +219,8 @@ void columns_backward(F f, T* dx, T* dw, T* db, const T* dy, const T* x, const d
       const GradientSums sums = rough.relative_to(mean[c], rounded);
       if (dw) dw[c] = static_cast<T>(sums.dz_x * rstd[c]);
       if (db) db[c] = static_cast<T>(sums.dz);
-      GradientSums weighted;
-      weighted.add(sums, a.w ? static_cast<double>(a.w[c]) : 1);
-      scales.set(c,
-                 ChannelGradient<T>(mean[c], rounded, rstd[c], weighted, static_cast<double>(columns.rows)));
+      // Of dz, not of w * dz: a channel has one weight, which its scale holds.
+      scales.set(c, ChannelGradient<T>(mean[c], rounded, rstd[c], sums, static_cast<double>(columns.rows)));
     });
   }
   if (!dx) return;
@@ -239,9 +237,8 @@ void columns_backward(F f, T* dx, T* dw, T* db, const T* dy, const T* x, const d
         const int64_t j = at + i * channels + v * w;
         const Vec<T> centered = load_column(x + j, registers, lanes) - in.mean[v];
         const Vec<T> dz = f.backward(load_column(dy + j, registers, lanes), in.z(v, centered));
-        const Vec<T> direct = dz * in.scale[v];
-        store_column(of_batch ? fmadd(centered, slope[v], direct) + offset[v] : direct, dx + j, registers,
-                     lanes);
+        const Vec<T> through_stats = fmadd(centered, slope[v], dz + offset[v]);
+        store_column((of_batch ? through_stats : dz) * in.scale[v], dx + j, registers, lanes);
       });
     }
   });

@@ -120,19 +120,21 @@ void planes_backward(F f, T* dx, T* dw, T* db, const T* dy, const T* x, const do
   const auto descend = [&](int64_t, int64_t offset, int64_t n, int64_t channel, int64_t set) {
     const Channel<T> c(mean[set], rstd[set], a, channel);
     const auto dz_at = [&](int64_t i, Vec<T> v, int64_t lanes, auto tag) {
-      return f.backward(load_lanes(dy + i, lanes, tag), c.z(v)) * c.scale;
+      return f.backward(load_lanes(dy + i, lanes, tag), c.z(v));
     };
     if (!of_set) {
       return for_lanes<T>(offset, offset + n, [&](int64_t i, int64_t lanes, auto tag) {
-        store_lanes(dz_at(i, load_lanes(x + i, lanes, tag), lanes, tag), dx + i, lanes, tag);
+        const Vec<T> dz = dz_at(i, load_lanes(x + i, lanes, tag), lanes, tag);
+        store_lanes(dz * c.scale, dx + i, lanes, tag);
       });
     }
+    const T weight = a.w ? a.w[channel] : T(1), factor = static_cast<T>(rstd[set]);
     const ChannelGradient<T> g(mean[set], static_cast<double>(c.mean), rstd[set], weighted[set],
                                static_cast<double>(planes.values()));
     for_lanes<T>(offset, offset + n, [&](int64_t i, int64_t lanes, auto tag) {
       const Vec<T> v = load_lanes(x + i, lanes, tag);
-      const Vec<T> d = fmadd(v - c.mean, g.slope, dz_at(i, v, lanes, tag)) + g.offset;
-      store_lanes(d, dx + i, lanes, tag);
+      const Vec<T> direct = fmadd(dz_at(i, v, lanes, tag), weight, g.offset);
+      store_lanes(fmadd(v - c.mean, g.slope, direct) * factor, dx + i, lanes, tag);
     });
   };
   if (dx && of_set && planes.set_by_set<T>(3, ctx)) {

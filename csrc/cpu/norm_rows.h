@@ -127,8 +127,8 @@ void rows_gradient(F f, T* dx, const T* dy, const T* x, int64_t stride, const Ro
       dw_sum = fmadd(dz, v, dw_sum);
       db_sum = db_sum + dz;
       if (!dx) return;
-      const Vec<T> through_stats = fmadd(from_x - row[r].mean, slope[r], offset[r]);
-      store_lanes(fmadd(dz * w, row[r].rstd, through_stats), dx + r * stride + i, lanes, tag);
+      const Vec<T> d = fmadd(from_x - row[r].mean, slope[r], fmadd(dz, w, offset[r]));
+      store_lanes(d * row[r].rstd, dx + r * stride + i, lanes, tag);
     });
     if (!dw) return;
     store_lanes(load_lanes(dw + i, lanes, tag) + dw_sum, dw + i, lanes, tag);
