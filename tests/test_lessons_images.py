@@ -52,7 +52,9 @@ def test_a_wrong_convolution_misses_the_target(
         return right(F, image, kernel) + 1e-3 if wrong == "shifted" else right(F, image, kernel.flip(0, 1))
 
     model = convolution.make_model(torch.nn, 8, 8)
-    monkeypatch.setattr(convolution, "train", lambda *args: (model, 0.1, 1.0, 0.0))  # that is not what is asked
+    monkeypatch.setattr(
+        convolution, "train", lambda *args: (model, 0.1, 1.0, 0.0)
+    )  # that is not what is asked
     argv = ["run", "convolution", "--data", "digits", "--backend", "torch", "--out", str(tmp_path)]
     assert main(argv) == 0
     monkeypatch.setattr(convolution, "apply", apply)
@@ -171,7 +173,7 @@ def test_the_target_names_what_was_not_cured(
     monkeypatch.setattr(
         training_problems,
         "EXPERIMENTS",
-        {"made-up": lambda backend, args: (ill, "loss", [plot.Panel("", "", "", {"ill": [1.0]})] * 2)},
+        {"made-up": lambda backend, args: (ill, "loss", [plot.CurePanel("", "", "", {"ill": [1.0]})] * 2)},
     )
     assert main(["run", "training-problems", "--backend", "torch", "--out", str(tmp_path)]) == 1
     output = capsys.readouterr().out
@@ -205,7 +207,7 @@ def test_the_worst_mistakes_come_first_and_no_mistake_is_no_error() -> None:
 
 
 def test_a_curve_that_ends_early_ends_in_a_cross() -> None:
-    panel = plot.Panel("", "x", "y", {"ill": [1.0, 50.0], "cure": [1.0, 0.5, 0.2]})
+    panel = plot.CurePanel("", "x", "y", {"ill": [1.0, 50.0], "cure": [1.0, 0.5, 0.2]})
     figure = plot.cures([panel, panel], {"ill": math.inf, "cure": 0.2}, "loss", "title\nbelow")
     crosses = [line for line in figure.axes[0].lines if line.get_marker() == "X"]
     assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in crosses] == [([2], [50.0])]

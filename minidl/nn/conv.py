@@ -29,12 +29,18 @@ def convolved(module: torch.nn.Conv1d | torch.nn.Conv2d, input: Tensor, activati
 class Conv1d(torch.nn.Conv1d):
     """:func:`minidl.functional.conv1d` as a module."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolved(self, input, weight, bias)
 
 
 class Conv2d(torch.nn.Conv2d):
     """:func:`minidl.functional.conv2d` as a module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolved(self, input, weight, bias)
