@@ -63,7 +63,8 @@ def scores_of(model: torch.nn.Module, images: Tensor, device: torch.device) -> T
 
 def filters_of(model: torch.nn.Sequential) -> Tensor:
     """The first layer's filters (16, 1, 5, 5) as they are now."""
-    return model[0].weight.detach().cpu().clone()
+    first: Any = model[0]
+    return first.weight.detach().cpu().clone()
 
 
 def run(args: Namespace) -> common.Result:

@@ -146,7 +146,8 @@ def run(args: Namespace) -> common.Result:
         print(f"  {name:44} {edge:8.3f} {flat:15.3f}")
 
     model, loss, accuracy, seconds = train(args, backend, dataset)
-    learned = model[0].weight.detach().cpu()[:, 0]
+    first: Any = model[0]
+    learned = first.weight.detach().cpu()[:, 0]
     print(f"a small network with 8 filters and then 16 reads {accuracy:.1%} of the test images")
 
     with common.pictures(args) as save:

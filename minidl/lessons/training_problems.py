@@ -68,7 +68,9 @@ def overfitting(backend: SimpleNamespace, args: Namespace) -> Finding:
     x, y = (part.to(args.device) for part in moons(1000, noise=0.35))
     test_x, test_y = (part.to(args.device) for part in moons(1000, noise=0.35))
     criterion = backend.nn.BCEWithLogitsLoss()
-    numbers, training, testing = {}, {}, {}
+    numbers: dict[str, float] = {}
+    training: dict[str, list[float]] = {}
+    testing: dict[str, list[float]] = {}
     for name, count, dropout, decay in (
         ("50 points", 50, 0.0, 0.0),
         ("dropout", 50, 0.8, 0.0),
@@ -154,7 +156,9 @@ def vanishing(backend: SimpleNamespace, args: Namespace) -> Finding:
     """A sigmoid's slope is at most 1/4, and the gradient is multiplied by it in each layer on its way back."""
     x, y = (part.to(args.device) for part in moons(200, noise=0.1))
     criterion = backend.nn.BCEWithLogitsLoss()
-    numbers, norms, curves = {}, {}, {}
+    numbers: dict[str, float] = {}
+    norms: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
     for name in ("sigmoid", "ReLU", "batch norm", "skip connections"):
         torch.manual_seed(args.seed)
         model = make_chain(backend.nn, name).to(args.device)
@@ -176,7 +180,9 @@ def exploding(backend: SimpleNamespace, args: Namespace) -> Finding:
     """Weights that are too large multiply on the way back, and one step of that size ruins the network."""
     x, y = (part.to(args.device) for part in wave())
     nn, criterion = backend.nn, backend.nn.MSELoss()
-    numbers, norms, curves = {}, {}, {}
+    numbers: dict[str, float] = {}
+    norms: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
     for name, lr, most in (
         ("SGD", args.lr, math.inf),
         ("norm clipped to 1", args.lr, 1.0),
@@ -212,7 +218,9 @@ def slow_convergence(backend: SimpleNamespace, args: Namespace) -> Finding:
     x, y = (part.to(args.device) for part in moons(200, noise=0.1))
     optim, criterion = backend.optim, backend.nn.BCEWithLogitsLoss()
     schedulers, large = optim.lr_scheduler, 50 * args.lr
-    numbers, rates, curves = {}, {}, {}
+    numbers: dict[str, float] = {}
+    rates: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
     for name in ("SGD", "Adam", "cosine schedule", "one cycle, momentum"):
         torch.manual_seed(args.seed)
         model = make_model(backend.nn, (2, 32, 32, 1)).to(args.device)

@@ -1,5 +1,8 @@
 """The convolutions: torch's modules, minidl's kernels."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,11 +10,7 @@ from minidl import functional as F
 
 
 def _convolved(
-    module: torch.nn.Conv1d | torch.nn.Conv2d,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str | None = None,
+    module: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None
 ) -> Tensor:
     conv = F.conv1d if isinstance(module, torch.nn.Conv1d) else F.conv2d
     padding = module.padding
@@ -24,6 +23,16 @@ def _convolved(
 def convolved(module: torch.nn.Conv1d | torch.nn.Conv2d, input: Tensor, activation: str) -> Tensor:
     """``module`` and ``activation`` of ``input`` in one pass."""
     return _convolved(module, input, module.weight, module.bias, activation)
+
+
+def _transposed(
+    conv: Callable[..., Tensor], dims: int, module: Any, input: Tensor, output_size: list[int] | None
+) -> Tensor:
+    m = module
+    output_padding = m._output_padding(
+        input, output_size, m.stride, m.padding, m.kernel_size, dims, m.dilation
+    )
+    return conv(input, m.weight, m.bias, m.stride, m.padding, output_padding, m.groups, m.dilation)
 
 
 class Conv1d(torch.nn.Conv1d):
@@ -50,35 +59,11 @@ class ConvTranspose1d(torch.nn.ConvTranspose1d):
     """:func:`minidl.functional.conv_transpose1d` as a module."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 1, self.dilation
-        )
-        return F.conv_transpose1d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.groups,
-            self.dilation,
-        )
+        return _transposed(F.conv_transpose1d, 1, self, input, output_size)
 
 
 class ConvTranspose2d(torch.nn.ConvTranspose2d):
     """:func:`minidl.functional.conv_transpose2d` as a module."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        output_padding = self._output_padding(
-            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
-        )
-        return F.conv_transpose2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.groups,
-            self.dilation,
-        )
+        return _transposed(F.conv_transpose2d, 2, self, input, output_size)
