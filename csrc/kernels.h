@@ -7,8 +7,7 @@
 // kernels.def.
 //
 // Rules that hold for every kernel:
-//   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is
-//   last;
+//   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is last;
 //   - tensors are dense and row-major unless strides are passed; pointers may be unaligned (views);
 //   - n == 0 (or any zero dimension) writes what the mathematics says (an empty sum is 0) and reads nothing;
 //   - NaN in, NaN out, exactly where torch's own kernel does so;

@@ -1,19 +1,20 @@
-// Vec<T>: one register of lanes, with the same names on every instruction set. Kernels are written once over
-// it.
+// Vec<T>: one register of lanes, with the same names on every instruction set. Kernels are written once over it.
 //
 //   Vec<T>::width                      lanes
 //   Vec<T>(s)                          all lanes s
 //   load(p), load(p, n), store(...)    unaligned; with n: only lanes < n touch memory, the others read as 0
 //   + - * / neg abs sqrt fmadd         fmadd(a, b, c) = a * b + c
-//   ratio(a, b)                        a / b within 1.5 ulp, for |b| in [2^-100, 2^100]: where division is
-//   slow max(a, b), min(a, b)               a NaN in b is returned a < b, a <= b, a == b, select comparisons
-//   with NaN are false; select(m, a, b) = m ? a : b copysign(a, s)                     |a| with the sign of s
-//   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and
-//   underflow as IEEE split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
+//   ratio(a, b)                        a / b within 1.5 ulp, for |b| in [2^-100, 2^100]: where division is slow
+//   max(a, b), min(a, b)               a NaN in b is returned
+//   a < b, a <= b, a == b, select      comparisons with NaN are false; select(m, a, b) = m ? a : b
+//   copysign(a, s)                     |a| with the sign of s
+//   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and underflow
+//                                      as IEEE
+//   split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
 //   interleave_low(a, b), _high        a0 b0 a1 b1 ... of the lower, the upper half of the lanes
 //   even_odd(a, b)                     the even lanes of a, then the odd lanes of b
-//   load(bytes), load(bytes, n)        of uint8_t: a whole number a lane; store(bytes), store(bytes, n)
-//   likewise reduce_add(a), reduce_max(a)       over the lanes, in a fixed order
+//   load(bytes), load(bytes, n)        of uint8_t: a whole number a lane; store(bytes), store(bytes, n) likewise
+//   reduce_add(a), reduce_max(a)       over the lanes, in a fixed order
 //
 // Words: a register of Vec<float>::width unsigned 32-bit lanes.
 //

@@ -1,11 +1,9 @@
 // What every torch-facing file needs to define an operator. One operator foo is
-//   foo            the backend function: check, allocate, stop if meta, launch the kernel. Registered for
-//   CPU, CUDA
+//   foo            the backend function: check, allocate, stop if meta, launch the kernel. Registered for CPU, CUDA
 //                  and Meta, so that fake tensors see the same checks and shapes as real ones.
 //   foo_backward   likewise. It is an operator of its own, so that torch.compile can trace it.
-//   FooNode        the node of the graph: saves, and calls foo_backward. Under create_graph it computes the
-//                  same formula from differentiable operators instead, which makes derivatives of every
-//                  order right.
+//   FooNode        the node of the graph: saves, and calls foo_backward. Under create_graph it computes the same
+//                  formula from differentiable operators instead, which makes derivatives of every order right.
 //   foo_autograd   what the Autograd key calls: straight on, and if a graph is wanted, a FooNode on top.
 #pragma once
 #include <ATen/EmptyTensor.h>

@@ -20,10 +20,13 @@ void check_convolution(const ConvShape& s, int round) {
              b = random<T>(out), bx = random<T>(in);
   const auto view_x = [&](auto* p) { return pictures(p, in, s.in[0], s.in[1], round & 1); };
   const auto view_y = [&](auto* p) { return pictures(p, out, s.out[0], s.out[1], round & 2); };
-  const auto view_w = [&](auto* p) { return pictures(p, s.in_channels, s.kernel[0], s.kernel[1], round & 4); };
+  const auto view_w = [&](auto* p) {
+    return pictures(p, s.in_channels, s.kernel[0], s.kernel[1], round & 4);
+  };
   const Activation f{static_cast<ActivationKind>(round % 9), 1, 20};
   const std::string size = sizes(
-      "n %ld, groups %ld, channels %ld to %ld, in %ld x %ld, kernel %ld x %ld, stride %ld %ld, padding %ld %ld, "
+      "n %ld, groups %ld, channels %ld to %ld, in %ld x %ld, kernel %ld x %ld, stride %ld %ld, padding %ld "
+      "%ld, "
       "dilation %ld %ld, round %ld",
       s.n, s.groups, s.in_channels, s.out_channels, s.in[0], s.in[1], s.kernel[0], s.kernel[1], s.stride[0],
       s.stride[1], s.padding[0], s.padding[1], s.dilation[0], s.dilation[1], round);
@@ -34,7 +37,8 @@ void check_convolution(const ConvShape& s, int round) {
       });
   check<T>(
       "conv_backward_input", size, {{x_size}}, RUN {
-        k.conv_backward_input(view_x(o[0]), view_y(dyp), view_w(wp), s, {round % 3 ? nullptr : bx.data(), f}, ctx);
+        k.conv_backward_input(view_x(o[0]), view_y(dyp), view_w(wp), s, {round % 3 ? nullptr : bx.data(), f},
+                              ctx);
       });
   check<T>(
       "conv_backward_weight", size, {{w_size}},
@@ -46,8 +50,16 @@ void check_conv() {
   int round = 0;
   const auto run = [&](int64_t n, int64_t groups, int64_t in, int64_t out, int64_t side, int64_t kernel,
                        int64_t stride, int64_t padding, int64_t dilation) {
-    ConvShape s{n, groups, in, out, {side, side + 3}, {}, {kernel, kernel + 1 - round % 2}, {stride, 1 + round % 3},
-                {padding, round % 3}, {dilation, 1 + round % 2}};
+    ConvShape s{n,
+                groups,
+                in,
+                out,
+                {side, side + 3},
+                {},
+                {kernel, kernel + 1 - round % 2},
+                {stride, 1 + round % 3},
+                {padding, round % 3},
+                {dilation, 1 + round % 2}};
     for (int d = 0; d < 2; ++d) {
       const int64_t room = s.in[d] + 2 * s.padding[d] - s.dilation[d] * (s.kernel[d] - 1) - 1;
       s.out[d] = room < 0 ? 0 : room / s.stride[d] + 1;
@@ -61,18 +73,20 @@ void check_conv() {
       }
     }
   }
-  for (const int64_t groups : {2, 5, 70}) run(2, groups, 1, 1, 7, 3, 1 + groups % 2, 1, 1);  // a group a channel
-  run(1, 1, 70, 9, 12, 4, 1, 2, 1);                                                          // several blocks of k
-  run(7, 1, 3, 4, 1, 2, 1, 1, 1);    // pictures taken together
-  run(1, 1, 2, 3, 61, 5, 2, 0, 3);   // several units
-  run(1, 1, 2, 3, 4, 1, 4, 0, 1);    // pixels that no tap reaches
+  for (const int64_t groups : {2, 5, 70})
+    run(2, groups, 1, 1, 7, 3, 1 + groups % 2, 1, 1);  // a group a channel
+  run(1, 1, 70, 9, 12, 4, 1, 2, 1);                    // several blocks of k
+  run(7, 1, 3, 4, 1, 2, 1, 1, 1);                      // pictures taken together
+  run(1, 1, 2, 3, 61, 5, 2, 0, 3);                     // several units
+  run(1, 1, 2, 3, 4, 1, 4, 0, 1);                      // pixels that no tap reaches
   for (const int64_t planes : {0, 1, 7}) {
     for (const int64_t inner : {0, 1, 5, 16, 67, 3001}) {
       const ClassShape s{3, planes, inner};
       const int64_t n = 3 * planes * inner;
       const auto dy = random<T>(n), y = random<T>(n);
       check<T>(
-          "planes_epilogue_backward", sizes("relu, planes %ld, inner %ld", planes, inner), {{n}, {planes}}, RUN {
+          "planes_epilogue_backward", sizes("relu, planes %ld, inner %ld", planes, inner), {{n}, {planes}},
+          RUN {
             k.planes_epilogue_backward(o[0], o[1], dy.data(), y.data(), s, {ActivationKind::relu}, ctx);
           });
       check<T>(

@@ -2,8 +2,8 @@
 #include "check.h"
 #include "check_conv.h"
 #include "check_matmul.h"
-#include "check_pool.h"
 #include "check_norm.h"
+#include "check_pool.h"
 #include "check_softmax.h"
 
 // MINIDL_TABLES is the build's list, scalar first: TABLE(scalar) TABLE(avx2).
