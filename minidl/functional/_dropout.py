@@ -19,10 +19,14 @@ def _dropout(
     inplace: bool,
     generator: torch.Generator | None,
     channels: bool,
+    batched: bool = True,
 ) -> Tensor:
     if not training or p == 0:
         return input
-    y = ops().dropout(input, p, channels, generator)
+    if batched:
+        y = ops().dropout(input, p, channels, generator)
+    else:
+        y = ops().dropout(input.unsqueeze(0), p, channels, generator).squeeze(0)
     return input.copy_(y) if inplace else y
 
 
@@ -57,10 +61,7 @@ def dropout1d(
     _check_probability(p)
     if input.dim() not in (2, 3):
         raise RuntimeError(f"dropout1d: expected a 2D or 3D input, but got a {input.dim()}D one")
-    if input.dim() == 3:
-        return _dropout(input, p, training, inplace, generator, channels=True)
-    y = _dropout(input.unsqueeze(0), p, training, False, generator, channels=True).squeeze(0)
-    return input.copy_(y) if inplace else y
+    return _dropout(input, p, training, inplace, generator, channels=True, batched=input.dim() == 3)
 
 
 def dropout2d(
