@@ -65,7 +65,8 @@ struct Correlation {
     return max_of(strip, round_up(ceil_div(n * g.pixels() * s.count(), 2 * ctx.threads), strip));
   }
 
-  void run(const Context& ctx) const {
+  // How much memory it takes; with that memory, does it.
+  size_t run(const Context& ctx, void* memory) const {
     const Grid& g = units.grid;
     const double flops = 2.0 * units.n * g.pixels() * k * slices.count() * slices.lanes;
     const int64_t parts = parts_for(flops, ctx.threads), panel = max_of(k, 1) * slices.lanes;
@@ -83,7 +84,8 @@ struct Correlation {
       buffers = scratch.template take<T>(parts * (band + strip * slices.lanes));
       return scratch.next;
     };
-    lay_out({reinterpret_cast<uintptr_t>(ctx.workspace(lay_out({0})))});
+    if (!memory) return lay_out({0});
+    lay_out({reinterpret_cast<uintptr_t>(memory)});
     tap_offsets(offset, units, slices);
     for (int64_t first = 0; first < slices.count(); first += group) {
       const int64_t count = min_of(group, slices.count() - first);
@@ -111,6 +113,7 @@ struct Correlation {
         }
       });
     }
+    return 0;
   }
 
   void pack(const Slice& slice, T* panel, T* init) const {
@@ -355,14 +358,16 @@ void conv_forward(ImageView<T> y, ImageView<const T> x, ImageView<const T> w, Co
         w.data + slice.out_first * w.image, w.image, w.channel, {w.row, w.column}, slices.sums(),
         {s.kernel[0], s.kernel[1]}};
   };
-  Correlation<T, decltype(weights)>(y, x, weights, epilogue, s.n, forward_grid(s), slices, ctx).run(ctx);
+  const Correlation<T, decltype(weights)> correlation(y, x, weights, epilogue, s.n, forward_grid(s), slices,
+                                                      ctx);
+  correlation.run(ctx, ctx.workspace(correlation.run(ctx, nullptr)));
 }
 
 template <class T>
 void conv_backward_input(ImageView<T> dx, ImageView<const T> dy, ImageView<const T> w, ConvShape s,
                          Epilogue<T> epilogue, Context ctx) {
   const Slices slices(s.groups, s.out_channels, s.in_channels, Vec<T>::width, panel_width<T>);
-  for (int64_t phase = 0; phase < s.stride[0] * s.stride[1]; ++phase) {
+  const auto run_phase = [&](int64_t phase, void* memory) {
     const Phase phases[2] = {{s, 0, phase / s.stride[1]}, {s, 1, phase % s.stride[1]}};
     Grid g{};
     for (int d = 0; d < 2; ++d) {
@@ -383,8 +388,15 @@ void conv_backward_input(ImageView<T> dx, ImageView<const T> dy, ImageView<const
                                  w.image,       {-phases[0].tap_step * w.row, -phases[1].tap_step * w.column},
                                  slices.sums(), {g.taps[0], g.taps[1]}};
     };
-    Correlation<T, decltype(weights)>(dx, dy, weights, epilogue, s.n, g, slices, ctx).run(ctx);
+    return Correlation<T, decltype(weights)>(dx, dy, weights, epilogue, s.n, g, slices, ctx).run(ctx, memory);
+  };
+  size_t bytes = 1;
+  for (int64_t phase = 0; phase < s.stride[0] * s.stride[1]; ++phase) {
+    const size_t needed = run_phase(phase, nullptr);
+    bytes = needed > bytes ? needed : bytes;
   }
+  void* memory = ctx.workspace(bytes);
+  for (int64_t phase = 0; phase < s.stride[0] * s.stride[1]; ++phase) run_phase(phase, memory);
 }
 
 template <class T>
