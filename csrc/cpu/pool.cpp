@@ -218,12 +218,14 @@ void pool_backward(const Pool& pool, T* dx, const Geometry& g, bool channels_las
 
 template <class T>
 void max_pool_forward(T* y, PoolPosition position, const T* x, PoolShape s, Context ctx) {
+  if (s.images * s.channels == 0) return;
   const Geometry g(s, false, ctx);
   pool_forward(MaxForward<T>{y, position, g}, x, g, s.channels_last);
 }
 
 template <class T>
 void max_pool_backward(T* dx, const T* dy, PoolPosition position, PoolShape s, Context ctx) {
+  if (s.images * s.channels == 0) return;
   const Geometry g(s, false, ctx);
   if (position.place) {
     pool_backward(MaxBackward<T>{dy, position.place, g}, dx, g, s.channels_last);
@@ -234,12 +236,14 @@ void max_pool_backward(T* dx, const T* dy, PoolPosition position, PoolShape s, C
 
 template <class T>
 void avg_pool_forward(T* y, const T* x, PoolShape s, PoolDivisor divisor, Context ctx) {
+  if (s.images * s.channels == 0) return;
   const Geometry g(s, divisor.count_padding, ctx);
   pool_forward(AverageForward<T>{y, {g, divisor.fixed}}, x, g, s.channels_last);
 }
 
 template <class T>
 void avg_pool_backward(T* dx, const T* dy, PoolShape s, PoolDivisor divisor, Context ctx) {
+  if (s.images * s.channels == 0) return;
   const Geometry g(s, divisor.count_padding, ctx);
   pool_backward(AverageBackward<T>{dy, {g, divisor.fixed}}, dx, g, s.channels_last);
 }
