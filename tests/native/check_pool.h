@@ -33,7 +33,9 @@ void check_pool_shape(PoolShape s, bool special) {
             o[1][i] = static_cast<T>(bytes ? place.data()[i] : index.data()[i]);
           }
         });
-    of<T>(*tables[0]).max_pool_forward(Buffer<T>(out).data(), position, x.data(), s, {});
+    workspaces_now = 0;
+    of<T>(*tables[0])
+        .max_pool_forward(Buffer<T>(out).data(), position, x.data(), s, {.workspace = thread_workspace});
     check<T>(
         "max_pool_backward", size, {{in}}, RUN { k.max_pool_backward(o[0], dy.data(), position, s, ctx); });
   }
