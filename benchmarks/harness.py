@@ -51,18 +51,33 @@ class Library(NamedTuple):
     optim: Any
     matmul: Callable[[Tensor, Tensor], Tensor]
     linear_relu: Callable[[Tensor, Tensor, Tensor], Tensor]
+    conv2d_relu: Callable[..., Tensor]
 
 
 def torch_library() -> Library:
     F = torch.nn.functional
-    return Library(F, torch.nn, torch.optim, torch.matmul, lambda x, w, b: F.relu(F.linear(x, w, b)))
+    return Library(
+        F,
+        torch.nn,
+        torch.optim,
+        torch.matmul,
+        lambda x, w, b: F.relu(F.linear(x, w, b)),
+        lambda x, w, b, **options: F.relu(F.conv2d(x, w, b, **options)),
+    )
 
 
 def minidl_library() -> Library:
     from minidl import functional as F
     from minidl import nn, optim
 
-    return Library(F, nn, optim, F.matmul, lambda x, w, b: F.linear(x, w, b, activation="relu"))
+    return Library(
+        F,
+        nn,
+        optim,
+        F.matmul,
+        partial(F.linear, activation="relu"),
+        partial(F.conv2d, activation="relu"),
+    )
 
 
 class Work(NamedTuple):
@@ -191,7 +206,7 @@ def differentiable(mode: Mode, op: Callable[..., Tensor], inputs: Sequence[Tenso
         return Work(forward, forward)
     leaves = [t for t in inputs if t.requires_grad]
     y = forward()
-    dy = source.normal(*y.shape)
+    dy = torch.empty_like(y).copy_(source.normal(*y.shape))  # in y's memory order, as a network's would be
     backward = partial(torch.autograd.grad, y, leaves, dy, retain_graph=True)
 
     def full() -> tuple[Tensor, ...]:

@@ -234,8 +234,8 @@ def roofline_panel(axes: Axes, rows: Sequence[Row], markers: dict[str, str]) -> 
     for x, r in points:
         ours, theirs = r.flops / r.ours_us / 1e3, r.flops / r.rival_us / 1e3
         axes.plot([x, x], [ours, theirs], color=OURS if ours >= theirs else LOSS, lw=0.8, alpha=0.5)
-        axes.plot(x, theirs, markers[r.op], color=REST[0], ms=4, mfc="white")
-        axes.plot(x, ours, markers[r.op], color=OURS, ms=5, mec="white", mew=0.4)
+        axes.plot(x, theirs, markers[r.stem], color=REST[0], ms=4, mfc="white")
+        axes.plot(x, ours, markers[r.stem], color=OURS, ms=5, mec="white", mew=0.4)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
@@ -252,7 +252,7 @@ def roofline(timed: Sequence[Row]) -> Figure | None:
     threads = sorted({r.threads for r in timed if r.limit == "FMA" and r.flops > CALL_FLOPS})
     if not threads:
         return None
-    markers = dict(zip(dict.fromkeys(r.op for r in timed if r.flops), MARKERS, strict=False))
+    markers = dict(zip(dict.fromkeys(r.stem for r in timed if r.flops), MARKERS, strict=False))
     figure = canvas(
         1 + 6 * len(threads), 5.5, "Roofline: rate over arithmetic intensity, under the measured ceilings"
     )
@@ -260,7 +260,7 @@ def roofline(timed: Sequence[Row]) -> Figure | None:
         roofline_panel(axes, [r for r in timed if r.threads == count], markers)
     keys = [Line2D([], [], color=OURS, ls="", marker="s", label="minidl")]
     keys.append(Line2D([], [], color=REST[0], ls="", marker="s", mfc="white", label="torch"))
-    keys += [Line2D([], [], color=CEILING, ls="", marker=m, label=op) for op, m in markers.items()]
+    keys += [Line2D([], [], color=CEILING, ls="", marker=m, label=stem) for stem, m in markers.items()]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
     return figure
 

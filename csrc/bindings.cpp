@@ -34,6 +34,9 @@ PYBIND11_MODULE(_C, m) {
   OP(matmul, py::arg("a"), py::arg("b"));
   OP(linear, py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(),
      py::arg("activation") = "none");
+  OP(convolution, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("stride"), py::arg("padding"),
+     py::arg("dilation"), py::arg("transposed"), py::arg("output_padding"), py::arg("groups"),
+     py::arg("activation") = "none");
   OP(loss, py::arg("input"), py::arg("target"), py::arg("kind"), py::arg("reduction") = 1,
      py::arg("weight") = py::none(), py::arg("pos_weight") = py::none(), py::arg("beta") = 1.0);
   OP(softmax, py::arg("input"), py::arg("dim"), py::arg("log") = false);
@@ -41,6 +44,23 @@ PYBIND11_MODULE(_C, m) {
      py::arg("reduction") = 1, py::arg("ignore_index") = -100, py::arg("label_smoothing") = 0.0);
   OP(nll_loss, py::arg("input"), py::arg("target"), py::arg("weight") = py::none(), py::arg("reduction") = 1,
      py::arg("ignore_index") = -100);
+  OP(batch_norm, py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("running_mean"),
+     py::arg("running_var"), py::arg("training"), py::arg("momentum"), py::arg("eps"),
+     py::arg("activation") = "none");
+  OP(layer_norm, py::arg("input"), py::arg("normalized_shape"), py::arg("weight"), py::arg("bias"),
+     py::arg("eps"), py::arg("activation") = "none");
+  OP(group_norm, py::arg("input"), py::arg("num_groups"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+     py::arg("activation") = "none");
+  OP(dropout, py::arg("input"), py::arg("p"), py::arg("channels") = false, py::arg("generator") = py::none());
+  OP(max_pool2d, py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+     py::arg("dilation"), py::arg("ceil_mode"));
+  OP(max_pool2d_with_indices, py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+     py::arg("dilation"), py::arg("ceil_mode"));
+  OP(avg_pool2d, py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+     py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor_override"));
+  OP(adaptive_max_pool2d, py::arg("input"), py::arg("output_size"));
+  OP(adaptive_max_pool2d_with_indices, py::arg("input"), py::arg("output_size"));
+  OP(adaptive_avg_pool2d, py::arg("input"), py::arg("output_size"));
   bind_optimizers(m);
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }

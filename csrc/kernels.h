@@ -7,8 +7,7 @@
 // kernels.def.
 //
 // Rules that hold for every kernel:
-//   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is
-//   last;
+//   - outputs come first, inputs are const, sizes are int64, hyper-parameters are one struct, Context is last;
 //   - tensors are dense and row-major unless strides are passed; pointers may be unaligned (views);
 //   - n == 0 (or any zero dimension) writes what the mathematics says (an empty sum is 0) and reads nothing;
 //   - NaN in, NaN out, exactly where torch's own kernel does so;
@@ -95,6 +94,21 @@ struct ClassShape {
   int64_t outer, classes, inner;
 };
 
+// Pictures (N, channels, height, width) at any strides. Quick where one of the strides `channel` and `column` is 1.
+template <class T>
+struct ImageView {
+  T* data;
+  int64_t image, channel, row, column;  // strides
+  int64_t height, width;
+};
+
+// A convolution. Pairs are (height, width); what has one dimension has height 1. Output pixel o lies over the
+// input pixels o * stride - padding + tap * dilation; beyond the picture, on either side, the input is 0.
+struct ConvShape {
+  int64_t n, groups, in_channels, out_channels;  // channels: of one group
+  int64_t in[2], out[2], kernel[2], stride[2], padding[2], dilation[2];
+};
+
 // The target of a classification loss: exactly one of index and probability is set.
 template <class T>
 struct ClassTarget {
@@ -103,6 +117,19 @@ struct ClassTarget {
   const T* weight = nullptr;       // (classes), or nullptr for ones
   int64_t ignore_index = -100;
   double label_smoothing = 0;
+};
+
+// Features of shape (outer, channels, inner). inner == 1 is also how channels that lie last are written.
+struct ChannelShape {
+  int64_t outer, channels, inner;
+};
+
+// What follows the normalisation.
+template <class T>
+struct NormAffine {
+  const T* w;  // (channels), or nullptr for ones
+  const T* b;  // (channels), or nullptr for zeros
+  bool relu;
 };
 
 // One parameter tensor of an optimizer step, with its gradient, state and step-dependent scalars.
@@ -138,6 +165,49 @@ struct RmspropParams {
 struct AdamParams {
   double lr, beta1, beta2, eps, weight_decay;
   bool decoupled, maximize;  // decoupled: AdamW's weight decay
+};
+
+// One axis of a pooling. Output o has a window of inputs o * stride - padding + k * dilation, k < kernel, of
+// which those outside [0, in) do not count. An adaptive window is [floor(o in / out), ceil((o + 1) in /
+// out)): kernel is then a bound on its length, stride and dilation are 1, padding is 0.
+struct PoolAxis {
+  int64_t in, out, kernel, stride, padding, dilation;
+  bool adaptive;
+};
+
+// Input (images, channels, h.in, w.in), output (images, channels, h.out, w.out), in that order in memory or,
+// channels_last, with the channels innermost.
+struct PoolShape {
+  int64_t images, channels;
+  PoolAxis h, w;
+  bool channels_last;
+};
+
+// What an average divides by: `fixed`; where that is 0, the number of elements of the window, with those in
+// the padding (but not beyond it) or without.
+struct PoolDivisor {
+  double fixed;
+  bool count_padding;
+};
+
+// Where the maximum of a window was found; exactly one is set, with an element for each of the output.
+struct PoolPosition {
+  uint8_t* place;  // row * w.kernel + column in the window; h.kernel * w.kernel is at most 256
+  int64_t* index;  // row * w.in + column in the image
+};
+
+// What dropout multiplies elements by: `scale`, or 0 where philox_word(seed, offset, element) < threshold.
+struct DropoutParams {
+  uint64_t seed, offset;
+  uint32_t threshold;
+  double scale;
+};
+
+// (images, channels, inner) with one random number a channel of an image, the element image * channels +
+// channel, in that order in memory or, channels_last, with the channels innermost.
+struct DropoutShape {
+  int64_t images, channels, inner;
+  bool channels_last;
 };
 
 template <class T>

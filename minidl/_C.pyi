@@ -1,6 +1,6 @@
 """The extension module: minidl's operators as functions. Shapes and errors are those of minidl.functional."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,18 @@ def memory_stats() -> dict[str, int]: ...
 def activation(x: Tensor, name: str, alpha: float = 0.0, beta: float = 0.0) -> Tensor: ...
 def matmul(a: Tensor, b: Tensor) -> Tensor: ...
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor: ...
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    activation: str = "none",
+) -> Tensor: ...
 def loss(
     input: Tensor,
     target: Tensor,
@@ -41,6 +53,64 @@ def nll_loss(
     reduction: int = 1,
     ignore_index: int = -100,
 ) -> Tensor: ...
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str = "none",
+) -> Tensor: ...
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str = "none",
+) -> Tensor: ...
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str = "none",
+) -> Tensor: ...
+def dropout(
+    input: Tensor, p: float, channels: bool = False, generator: torch.Generator | None = None
+) -> Tensor: ...
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Tensor: ...
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]: ...
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor: ...
+def adaptive_max_pool2d(input: Tensor, output_size: Sequence[int]) -> Tensor: ...
+def adaptive_max_pool2d_with_indices(input: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]: ...
+def adaptive_avg_pool2d(input: Tensor, output_size: Sequence[int]) -> Tensor: ...
 def sgd_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...
 def rmsprop_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...
 def adam_step(group: dict[str, Any], state: dict[Any, Any]) -> bool: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,6 +108,16 @@ def _operators() -> Iterator[Operator]:
         yield name, getattr(F, name), getattr(TF, name), (x,)
     for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
         yield name, getattr(F, name), getattr(TF, name), (x, target)
+    image, gamma, beta = randn(5, 6, 7, 3), randn(6), randn(6)
+    last = image.contiguous(memory_format=torch.channels_last)
+    for name, options, inputs in (
+        ("batch_norm", {"running_mean": None, "running_var": None, "training": True}, (image, gamma, beta)),
+        ("batch_norm", {"running_mean": None, "running_var": None, "training": True}, (last, gamma, beta)),
+        ("layer_norm", {"normalized_shape": (19,)}, (x, w[0], w[1])),
+        ("group_norm", {"num_groups": 3}, (image, gamma, beta)),
+    ):
+        ours, theirs = partial(getattr(F, name), **options), partial(getattr(TF, name), **options)
+        yield name, partial(_affine, ours), partial(_affine, theirs), inputs
     p, q = torch.sigmoid(x), torch.sigmoid(target)
     yield "binary_cross_entropy", F.binary_cross_entropy, TF.binary_cross_entropy, (p, q)
     logits = F.binary_cross_entropy_with_logits, TF.binary_cross_entropy_with_logits
@@ -114,10 +125,43 @@ def _operators() -> Iterator[Operator]:
     for name in ("softmax", "log_softmax"):
         ours, theirs = getattr(F, name), getattr(TF, name)
         yield name, lambda t, f=ours: f(t, 1), lambda t, f=theirs: f(t, 1), (x,)
+    images = randn(3, 5, 11, 13)
+    for name, args in (
+        ("max_pool2d", (3, 2, 1)),
+        ("avg_pool2d", (2,)),
+        ("adaptive_max_pool2d", ((2, 3),)),
+        ("adaptive_avg_pool2d", (1,)),
+    ):
+        ours, theirs = getattr(F, name), getattr(TF, name)
+        yield (
+            name,
+            lambda t, f=ours, a=args: f(t, *a),
+            lambda t, f=theirs, a=args: f(t, *a),
+            (images.contiguous(memory_format=torch.channels_last),),
+        )
+    filters = randn(4, images.shape[1], 3, 3)
+    for order in (torch.contiguous_format, torch.channels_last):
+        yield "conv2d", F.conv2d, TF.conv2d, (images.contiguous(memory_format=order), filters, randn(4))
+    yield "conv_transpose2d", F.conv_transpose2d, TF.conv_transpose2d, (images, filters.transpose(0, 1))
+    yield "dropout", _kept(F.dropout), _kept(TF.dropout), (x.abs() + 1,)
     classes = torch.arange(37) % 19
     for name in ("cross_entropy", "nll_loss"):
         ours, theirs = getattr(F, name), getattr(TF, name)
         yield name, lambda t, f=ours: f(t, classes), lambda t, f=theirs: f(t, classes), (x,)
+
+
+def _kept(dropout: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What dropout with p = 1/2 makes of elements that are not dropped, for elements that are not 0."""
+
+    def doubled(x: Tensor) -> Tensor:
+        y = dropout(x)
+        return torch.where(y == 0, 2 * x, y)
+
+    return doubled
+
+
+def _affine(norm: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return norm(x, weight=weight, bias=bias)
 
 
 def _compare(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:

@@ -273,8 +273,9 @@ SMALL_PRODUCTS = [c for c in cli.select(["matmul"], "default") if c.shape == "64
 @pytest.mark.parametrize("case", [*QUICK, *SMALL_PRODUCTS], ids=str)
 def test_every_side_of_a_case_does_the_same_work(case: Case) -> None:
     _, errors = harness.checked(case, harness.minidl_library())
-    assert max(errors.values()) < 1e-5
-    assert max(errors.values()) > 0 or case.op == "relu"  # the oracle really is another precision
+    assert errors["ours"] < 1e-5
+    exact = case.op in ("relu", "dropout", "max_pool2d k2")  # numbers are chosen or doubled, not rounded
+    assert max(errors.values()) > 0 or exact  # the oracle really is another precision
 
 
 # --------------------------------------------------------------------------------------- command line

@@ -35,7 +35,7 @@ def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["linear-regression", "xor", "simple-classifier", "mnist"]
+    assert [line.split()[0] for line in lines] == list(lessons.LESSONS)
     assert all(lessons.LESSONS[line.split()[0]] in line for line in lines)
 
 
@@ -62,7 +62,7 @@ def test_version_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("xorr", "did you mean xor?"),
         ("linear_regression", "did you mean linear-regression?"),
         ("minst", "did you mean mnist?"),
-        ("zzz", "choose from linear-regression, xor, simple-classifier, mnist"),
+        ("zzz", f"choose from {', '.join(lessons.LESSONS)}"),
     ],
 )
 def test_unknown_lesson(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,37 @@ from idx_files import isolate, write_set
 import minidl
 from minidl import lessons, plot
 from minidl.cli import main
-from minidl.lessons import common, linear_regression, mnist, simple_classifier, xor
+from minidl.lessons import (
+    cnn,
+    common,
+    convolution,
+    linear_regression,
+    losses,
+    mnist,
+    simple_classifier,
+    training_problems,
+    xor,
+)
 
 PICTURES = {
+    "losses": ("curves", "outlier"),
+    "gradient-descent": ("paths", "mountain", "loss"),
+    "optimizers": ("ravine", "loss"),
     "linear-regression": ("loss", "line"),
+    "tensors-and-autograd": ("graph", "zero-grad"),
     "xor": ("loss", "boundary"),
     "simple-classifier": ("loss", "boundary"),
     "mnist": ("loss", "digits", "confusion"),
+    "convolution": ("filters", "learned", "features"),
+    "cnn": ("loss", "confusion", "mistakes", "filters", "features"),
+    "training-problems": tuple(training_problems.EXPERIMENTS),
 }
+FILMS = {"convolution": ("sliding",)}
+
+
+MODULES = [losses, linear_regression, xor, simple_classifier, mnist, convolution, cnn, training_problems]
+
+WITH_ACCURACY = ("optimizers", "xor", "simple-classifier", "mnist", "convolution", "cnn")
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +57,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that are not about pictures: drawing one takes half a second."""
+    monkeypatch.setattr(plot, "write_film", lambda path, frames: None)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *args, **options: None)
 
 
@@ -53,17 +78,22 @@ def test_lesson(name: str, backend: str, tmp_path: Path, capsys: pytest.CaptureF
     assert math.isfinite(float(fields["loss"]))
     assert float(fields["seconds"]) > 0
     expected = ["lesson", "backend", "loss", "accuracy", "seconds"]
-    if name == "linear-regression":
-        expected.remove("accuracy")
-    else:
+    if name in WITH_ACCURACY:
         assert 0.9 < float(fields["accuracy"]) <= 1
+    else:
+        expected.remove("accuracy")
     assert list(fields) == expected
     assert "target reached: " in output
     for picture in PICTURES[name]:
         path = tmp_path / "pictures" / f"{name}-{picture}.png"
         assert f"picture: {path}" in output
         assert is_drawn(path)
-    assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES[name])
+    films = FILMS.get(name, ())
+    for film in films:
+        path = tmp_path / "pictures" / f"{name}-{film}.gif"
+        assert f"picture: {path}" in output
+        assert moves(path)
+    assert len(list((tmp_path / "pictures").iterdir())) == len(PICTURES[name]) + len(films)
 
 
 # A linear regression that is done after 200 steps, for tests of what is around it.
@@ -78,14 +108,29 @@ def is_drawn(path: Path) -> bool:
     return pixels.shape[0] > 400 and pixels.shape[1] > 400 and pixels.std() > 0.05
 
 
+def moves(path: Path) -> bool:
+    """A GIF of many frames, each unlike the one before."""
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as film:
+        frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(film)]
+    return len(frames) > 20 and all(one != other for one, other in pairwise(frames))
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
+        ("losses", ["--epochs", "3"]),
+        ("gradient-descent", ["--epochs", "3"]),
+        ("optimizers", ["--epochs", "1"]),
         ("linear-regression", ["--lr", "10"]),  # diverges
         ("xor", ["--epochs", "3"]),
         ("simple-classifier", ["--epochs", "1", "--lr", "1e-6"]),
         ("mnist", ["--epochs", "1", "--lr", "1e-9"]),
+        ("convolution", ["--epochs", "1", "--lr", "1e-9"]),
+        ("cnn", ["--epochs", "1", "--lr", "1e-9"]),
+        ("training-problems", ["--epochs", "3"]),
     ],
 )
 def test_a_missed_target_is_said_and_exits_1(
@@ -149,7 +194,7 @@ def test_xor_share_of_seeds_is_that_of_single_runs() -> None:
     assert xor.share_of_seeds(backend, args, 6)[0] == learned
 
 
-@pytest.mark.parametrize("module", [linear_regression, xor, simple_classifier, mnist])
+@pytest.mark.parametrize("module", MODULES)
 def test_equal_seeds_give_equal_starts(module) -> None:
     starts = []
     for name in ("minidl", "torch"):
@@ -197,8 +242,9 @@ def test_mnist_takes_the_size_and_classes_of_its_data(
     assert main([*argv, "--epochs", "1", "--lr", "1e-9"]) == 1
 
 
-def test_mnist_targets_grow_with_the_epochs() -> None:
-    for targets in (*mnist.TARGETS.values(), *mnist.QUICK_TARGETS.values()):
+@pytest.mark.parametrize("module", [mnist, cnn])
+def test_targets_grow_with_the_epochs(module) -> None:
+    for targets in (*module.TARGETS.values(), *module.QUICK_TARGETS.values()):
         assert list(targets) == sorted(targets)
         assert list(targets.values()) == sorted(targets.values())
 
@@ -212,8 +258,9 @@ def test_shuffled_batches_visit_each_example_once() -> None:
     assert not torch.equal(torch.cat(first), torch.cat(second))
 
 
+@pytest.mark.parametrize("lesson", ["linear-regression", "gradient-descent", "tensors-and-autograd"])
 def test_without_matplotlib_it_trains_and_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lesson: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -224,16 +271,26 @@ def test_without_matplotlib_it_trains_and_says_what_to_install(
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
-    assert main(SHORT) == 0
+    assert main(SHORT if lesson == "linear-regression" else ["run", lesson]) == 0
     output = capsys.readouterr().out
     assert "no pictures: they need matplotlib (pip install 'minidl[lessons]')" in output
-    assert result(output)["lesson"] == "linear-regression"
+    assert result(output)["lesson"] == lesson
 
 
 def test_other_missing_modules_are_not_hidden(tmp_path: Path) -> None:
     args = Namespace(out=tmp_path, lesson="xor")
     with pytest.raises(ModuleNotFoundError), common.pictures(args):
         raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--data", "--data-root"])
+def test_a_flag_that_a_lesson_has_no_use_for_is_unknown(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "losses", flag, "2"])
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: {flag} 2" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")

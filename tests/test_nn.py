@@ -120,12 +120,12 @@ def test_compile_of_a_model_with_its_loss():
 
 
 def test_what_is_missing_says_so():
-    with pytest.raises(AttributeError, match=r"no kernel for 'Conv2d' yet; torch\.nn\.Conv2d works"):
-        _ = nn.Conv2d
+    with pytest.raises(AttributeError, match=r"no kernel for 'Conv3d' yet; torch\.nn\.Conv3d works"):
+        _ = nn.Conv3d
     with pytest.raises(AttributeError, match="no attribute 'Convolve'"):
         _ = nn.Convolve
-    with pytest.raises(AttributeError, match="no kernel for 'conv2d' yet"):
-        _ = F.conv2d
+    with pytest.raises(AttributeError, match="no kernel for 'conv3d' yet"):
+        _ = F.conv3d
     with pytest.raises(AttributeError, match="no attribute 'convolve'"):
         _ = minidl.functional.convolve
     assert F.linear is minidl.functional.linear

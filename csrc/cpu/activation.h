@@ -125,5 +125,22 @@ void visit_activation(Activation f, F visit) {
   }
 }
 
+// The epilogue's activation, on rows of C that have just been written and are still in L1.
+template <class T>
+void activate(T* c, int64_t ldc, int64_t rows, int64_t cols, Activation activation) {
+  if (activation.kind == ActivationKind::none) return;
+  if (ldc == cols) {
+    cols *= rows;
+    rows = 1;
+  }
+  visit_activation<T>(activation, [&](auto f) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for_lanes<T>(0, cols, [&](int64_t j, int64_t lanes, auto tag) {
+        store_lanes(f.forward(load_lanes(c + i * ldc + j, lanes, tag)), c + i * ldc + j, lanes, tag);
+      });
+    }
+  });
+}
+
 }  // namespace
 }  // namespace minidl::MINIDL_ISA

@@ -4,9 +4,8 @@
 //   AlongClasses (inner == 1)   one row, whose classes lie side by side: a step is `width` classes
 //   AcrossRows   (inner > 1)    `rows` neighbouring rows, one a lane: a step is one class
 //
-//   each(begin, end, f)         f(c, offset, lanes, tag) for the steps over classes [begin, end): the first
-//   class, where
-//                               it lies, and how many lanes hold data
+//   each(begin, end, f)         f(c, offset, lanes, tag) for the steps over classes [begin, end): the first class,
+//                               where it lies, and how many lanes hold data
 //   keep(v, lanes, fill, tag)   v with lanes that hold no class neutralised
 //   merge_max, merge_sum        from lanes to rows: the result of a row, in every lane of the row
 //   per_class(p, ...)           p[c] of a vector over the classes

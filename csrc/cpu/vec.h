@@ -1,17 +1,26 @@
-// Vec<T>: one register of lanes, with the same names on every instruction set. Kernels are written once over
-// it.
+// Vec<T>: one register of lanes, with the same names on every instruction set. Kernels are written once over it.
 //
 //   Vec<T>::width                      lanes
 //   Vec<T>(s)                          all lanes s
 //   load(p), load(p, n), store(...)    unaligned; with n: only lanes < n touch memory, the others read as 0
 //   + - * / neg abs sqrt fmadd         fmadd(a, b, c) = a * b + c
-//   ratio(a, b)                        a / b within 1.5 ulp, for |b| in [2^-100, 2^100]: where division is
-//   slow max(a, b), min(a, b)               a NaN in b is returned a < b, a <= b, a == b, select comparisons
-//   with NaN are false; select(m, a, b) = m ? a : b copysign(a, s)                     |a| with the sign of s
-//   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and
-//   underflow as IEEE split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
+//   ratio(a, b)                        a / b within 1.5 ulp, for |b| in [2^-100, 2^100]: where division is slow
+//   max(a, b), min(a, b)               a NaN in b is returned
+//   a < b, a <= b, a == b, select      comparisons with NaN are false; select(m, a, b) = m ? a : b
+//   copysign(a, s)                     |a| with the sign of s
+//   ldexp(x, n)                        x * 2^n for integral |n| <= 250 (float), 2000 (double); over- and underflow
+//                                      as IEEE
+//   split_exponent(x, e)               m in [1, 2) and e with x = m * 2^e, for normal x > 0
 //   interleave_low(a, b), _high        a0 b0 a1 b1 ... of the lower, the upper half of the lanes
+//   even_odd(a, b)                     the even lanes of a, then the odd lanes of b
+//   load(bytes), load(bytes, n)        of uint8_t: a whole number a lane; store(bytes), store(bytes, n) likewise
 //   reduce_add(a), reduce_max(a)       over the lanes, in a fixed order
+//
+// Words: a register of Vec<float>::width unsigned 32-bit lanes.
+//
+//   Words(s), Words::count_from(s)     all lanes s; s, s + 1, s + 2, ...
+//   a ^ b, multiply(a, m, high)        the low 32 bits of a * m, and the high ones
+//   at_least(a, b)                     a >= b, as a mask of Vec<float>
 //
 // Everything here sits in an anonymous namespace inside the ISA's namespace, and nothing inline from the
 // standard library is used: the linker merges equal inline functions, and a merged AVX-512 copy would crash
@@ -86,11 +95,32 @@ MINIDL_INLINE Vec<T> load_lanes(const T* p, int64_t n, Tag) {
   }
 }
 template <class T, class Tag>
-MINIDL_INLINE void store_lanes(Vec<T> v, T* p, int64_t n, Tag) {
+MINIDL_INLINE Vec<T> load_byte_lanes(const uint8_t* p, int64_t n, Tag) {
+  if constexpr (Tag::value) {
+    return Vec<T>::load(p);
+  } else {
+    return Vec<T>::load(p, static_cast<int>(n));
+  }
+}
+template <class T, class Pointer, class Tag>
+MINIDL_INLINE void store_lanes(Vec<T> v, Pointer* p, int64_t n, Tag) {
   if constexpr (Tag::value) {
     v.store(p);
   } else {
     v.store(p, static_cast<int>(n));
+  }
+}
+
+// p[0], p[2], ... p[2 (n - 1)]; nothing behind the last is touched.
+template <class T, class Tag>
+MINIDL_INLINE Vec<T> load_every_second(const T* p, int64_t n, Tag) {
+  constexpr int w = Vec<T>::width;
+  if constexpr (Tag::value) {
+    return even_odd(Vec<T>::load(p), Vec<T>::load(p + w - 1));
+  } else {
+    const int count = static_cast<int>(2 * n);
+    return even_odd(Vec<T>::load(p, count - 1 < w ? count - 1 : w),
+                    Vec<T>::load(p + w - 1, count > w ? count - w : 0));
   }
 }
 

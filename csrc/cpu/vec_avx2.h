@@ -27,6 +27,24 @@ struct Vec<float> {
   static MINIDL_INLINE Vec load(const float* p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
   MINIDL_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   MINIDL_INLINE void store(float* p, int n) const { _mm256_maskstore_ps(p, lanes(n), v); }
+  static MINIDL_INLINE Vec load(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static MINIDL_INLINE Vec load(const uint8_t* p, int n) {
+    uint8_t lanes[width] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  MINIDL_INLINE void store(uint8_t* p) const {
+    const __m256i words = _mm256_cvtps_epi32(v);
+    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(half, half));
+  }
+  MINIDL_INLINE void store(uint8_t* p, int n) const {
+    uint8_t lanes[width];
+    store(lanes);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  }
 
   friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.v, b.v); }
   friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.v, b.v); }
@@ -76,6 +94,10 @@ MINIDL_INLINE Vec<float> interleave_low(Vec<float> a, Vec<float> b) {
 MINIDL_INLINE Vec<float> interleave_high(Vec<float> a, Vec<float> b) {
   return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x31);
 }
+MINIDL_INLINE Vec<float> even_odd(Vec<float> a, Vec<float> b) {
+  const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0xd8));  // a0 a2 b1 b3, a4 a6 b5 b7
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
 MINIDL_INLINE float reduce_add(Vec<float> a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -103,6 +125,26 @@ struct Vec<double> {
   static MINIDL_INLINE Vec load(const double* p, int n) { return _mm256_maskload_pd(p, lanes(n)); }
   MINIDL_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
   MINIDL_INLINE void store(double* p, int n) const { _mm256_maskstore_pd(p, lanes(n), v); }
+  static MINIDL_INLINE Vec load(const uint8_t* p) {
+    int32_t bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return _mm256_cvtepi32_pd(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bits)));
+  }
+  static MINIDL_INLINE Vec load(const uint8_t* p, int n) {
+    uint8_t lanes[width] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  MINIDL_INLINE void store(uint8_t* p) const {
+    const __m128i half = _mm_packs_epi32(_mm256_cvtpd_epi32(v), _mm_setzero_si128());
+    const int32_t bits = _mm_cvtsi128_si32(_mm_packus_epi16(half, half));
+    __builtin_memcpy(p, &bits, sizeof bits);
+  }
+  MINIDL_INLINE void store(uint8_t* p, int n) const {
+    uint8_t lanes[width];
+    store(lanes);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  }
 
   friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return _mm256_add_pd(a.v, b.v); }
   friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return _mm256_sub_pd(a.v, b.v); }
@@ -155,6 +197,9 @@ MINIDL_INLINE Vec<double> interleave_low(Vec<double> a, Vec<double> b) {
 MINIDL_INLINE Vec<double> interleave_high(Vec<double> a, Vec<double> b) {
   return _mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x31);
 }
+MINIDL_INLINE Vec<double> even_odd(Vec<double> a, Vec<double> b) {
+  return _mm256_permute4x64_pd(_mm256_shuffle_pd(a.v, b.v, 0xa), 0xd8);  // of a0 b1 a2 b3
+}
 MINIDL_INLINE double reduce_add(Vec<double> a) {
   const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
   return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
@@ -162,6 +207,28 @@ MINIDL_INLINE double reduce_add(Vec<double> a) {
 MINIDL_INLINE double reduce_max(Vec<double> a) {
   const __m128d s = _mm_max_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
   return _mm_cvtsd_f64(_mm_max_sd(s, _mm_unpackhi_pd(s, s)));
+}
+
+struct Words {
+  static constexpr int width = 8;
+  __m256i v;
+
+  MINIDL_INLINE Words() : v(_mm256_setzero_si256()) {}
+  MINIDL_INLINE Words(__m256i x) : v(x) {}
+  MINIDL_INLINE Words(uint32_t s) : v(_mm256_set1_epi32(static_cast<int>(s))) {}
+  static MINIDL_INLINE Words count_from(uint32_t s) {
+    return _mm256_add_epi32(Words(s).v, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  friend MINIDL_INLINE Words operator^(Words a, Words b) { return _mm256_xor_si256(a.v, b.v); }
+};
+MINIDL_INLINE Words multiply(Words a, uint32_t m, Words& high) {
+  const __m256i even = _mm256_mul_epu32(a.v, Words(m).v);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), Words(m).v);
+  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+MINIDL_INLINE __m256 at_least(Words a, Words b) {
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_max_epu32(a.v, b.v), a.v));
 }
 
 }  // namespace

@@ -22,6 +22,14 @@ struct Vec<float> {
   static MINIDL_INLINE Vec load(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
   MINIDL_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   MINIDL_INLINE void store(float* p, int n) const { _mm512_mask_storeu_ps(p, lanes(n), v); }
+  static MINIDL_INLINE Vec load(const uint8_t* p) { return load(p, width); }
+  static MINIDL_INLINE Vec load(const uint8_t* p, int n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes(n), p)));
+  }
+  MINIDL_INLINE void store(uint8_t* p) const { store(p, width); }
+  MINIDL_INLINE void store(uint8_t* p, int n) const {
+    _mm512_mask_cvtepi32_storeu_epi8(p, lanes(n), _mm512_cvtps_epi32(v));
+  }
 
   friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.v, b.v); }
   friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.v, b.v); }
@@ -65,6 +73,10 @@ MINIDL_INLINE Vec<float> interleave_high(Vec<float> a, Vec<float> b) {
   const __m512i i = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   return _mm512_permutex2var_ps(a.v, i, b.v);
 }
+MINIDL_INLINE Vec<float> even_odd(Vec<float> a, Vec<float> b) {
+  const __m512i i = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 17, 19, 21, 23, 25, 27, 29, 31);
+  return _mm512_permutex2var_ps(a.v, i, b.v);
+}
 MINIDL_INLINE float reduce_add(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
 MINIDL_INLINE float reduce_max(Vec<float> a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -82,6 +94,14 @@ struct Vec<double> {
   static MINIDL_INLINE Vec load(const double* p, int n) { return _mm512_maskz_loadu_pd(lanes(n), p); }
   MINIDL_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   MINIDL_INLINE void store(double* p, int n) const { _mm512_mask_storeu_pd(p, lanes(n), v); }
+  static MINIDL_INLINE Vec load(const uint8_t* p) { return load(p, width); }
+  static MINIDL_INLINE Vec load(const uint8_t* p, int n) {
+    return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes(n), p)));
+  }
+  MINIDL_INLINE void store(uint8_t* p) const { store(p, width); }
+  MINIDL_INLINE void store(uint8_t* p, int n) const {
+    _mm256_mask_cvtepi32_storeu_epi8(p, lanes(n), _mm512_cvtpd_epi32(v));
+  }
 
   friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return _mm512_add_pd(a.v, b.v); }
   friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return _mm512_sub_pd(a.v, b.v); }
@@ -117,8 +137,32 @@ MINIDL_INLINE Vec<double> interleave_low(Vec<double> a, Vec<double> b) {
 MINIDL_INLINE Vec<double> interleave_high(Vec<double> a, Vec<double> b) {
   return _mm512_permutex2var_pd(a.v, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), b.v);
 }
+MINIDL_INLINE Vec<double> even_odd(Vec<double> a, Vec<double> b) {
+  return _mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 9, 11, 13, 15), b.v);
+}
 MINIDL_INLINE double reduce_add(Vec<double> a) { return _mm512_reduce_add_pd(a.v); }
 MINIDL_INLINE double reduce_max(Vec<double> a) { return _mm512_reduce_max_pd(a.v); }
+
+struct Words {
+  static constexpr int width = 16;
+  __m512i v;
+
+  MINIDL_INLINE Words() : v(_mm512_setzero_si512()) {}
+  MINIDL_INLINE Words(__m512i x) : v(x) {}
+  MINIDL_INLINE Words(uint32_t s) : v(_mm512_set1_epi32(static_cast<int>(s))) {}
+  static MINIDL_INLINE Words count_from(uint32_t s) {
+    return _mm512_add_epi32(Words(s).v,
+                            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  }
+  friend MINIDL_INLINE Words operator^(Words a, Words b) { return _mm512_xor_si512(a.v, b.v); }
+};
+MINIDL_INLINE Words multiply(Words a, uint32_t m, Words& high) {
+  const __m512i even = _mm512_mul_epu32(a.v, Words(m).v);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), Words(m).v);
+  high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+  return _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, _MM_PERM_CCAA);
+}
+MINIDL_INLINE __mmask16 at_least(Words a, Words b) { return _mm512_cmpge_epu32_mask(a.v, b.v); }
 
 }  // namespace
 }  // namespace minidl::MINIDL_ISA

@@ -31,6 +31,18 @@ struct Vec<float> {
     vst1q_f32(lanes, v);
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
   }
+  static MINIDL_INLINE Vec load(const uint8_t* p) { return load(p, width); }
+  static MINIDL_INLINE Vec load(const uint8_t* p, int n) {
+    uint32_t lanes[width] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return vcvtq_f32_u32(vld1q_u32(lanes));
+  }
+  MINIDL_INLINE void store(uint8_t* p) const { store(p, width); }
+  MINIDL_INLINE void store(uint8_t* p, int n) const {
+    uint32_t lanes[width];
+    vst1q_u32(lanes, vcvtq_u32_f32(v));
+    for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(lanes[i]);
+  }
 
   friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return vaddq_f32(a.v, b.v); }
   friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return vsubq_f32(a.v, b.v); }
@@ -68,6 +80,9 @@ MINIDL_INLINE Vec<float> split_exponent(Vec<float> x, Vec<float>& e) {
 }
 MINIDL_INLINE Vec<float> interleave_low(Vec<float> a, Vec<float> b) { return vzip1q_f32(a.v, b.v); }
 MINIDL_INLINE Vec<float> interleave_high(Vec<float> a, Vec<float> b) { return vzip2q_f32(a.v, b.v); }
+MINIDL_INLINE Vec<float> even_odd(Vec<float> a, Vec<float> b) {
+  return vcombine_f32(vget_low_f32(vuzp1q_f32(a.v, a.v)), vget_low_f32(vuzp2q_f32(b.v, b.v)));
+}
 MINIDL_INLINE float reduce_add(Vec<float> a) { return vaddvq_f32(a.v); }
 MINIDL_INLINE float reduce_max(Vec<float> a) { return vmaxnmvq_f32(a.v); }
 
@@ -88,6 +103,17 @@ struct Vec<double> {
   MINIDL_INLINE void store(double* p, int n) const {
     if (n > 0) p[0] = vgetq_lane_f64(v, 0);
     if (n > 1) p[1] = vgetq_lane_f64(v, 1);
+  }
+  static MINIDL_INLINE Vec load(const uint8_t* p) { return load(p, width); }
+  static MINIDL_INLINE Vec load(const uint8_t* p, int n) {
+    double lanes[width] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return vld1q_f64(lanes);
+  }
+  MINIDL_INLINE void store(uint8_t* p) const { store(p, width); }
+  MINIDL_INLINE void store(uint8_t* p, int n) const {
+    if (n > 0) p[0] = static_cast<uint8_t>(vgetq_lane_f64(v, 0));
+    if (n > 1) p[1] = static_cast<uint8_t>(vgetq_lane_f64(v, 1));
   }
 
   friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return vaddq_f64(a.v, b.v); }
@@ -133,8 +159,32 @@ MINIDL_INLINE Vec<double> split_exponent(Vec<double> x, Vec<double>& e) {
 }
 MINIDL_INLINE Vec<double> interleave_low(Vec<double> a, Vec<double> b) { return vzip1q_f64(a.v, b.v); }
 MINIDL_INLINE Vec<double> interleave_high(Vec<double> a, Vec<double> b) { return vzip2q_f64(a.v, b.v); }
+MINIDL_INLINE Vec<double> even_odd(Vec<double> a, Vec<double> b) {
+  return vcombine_f64(vget_low_f64(a.v), vget_high_f64(b.v));
+}
 MINIDL_INLINE double reduce_add(Vec<double> a) { return vaddvq_f64(a.v); }
 MINIDL_INLINE double reduce_max(Vec<double> a) { return vmaxnmvq_f64(a.v); }
+
+struct Words {
+  static constexpr int width = 4;
+  uint32x4_t v;
+
+  MINIDL_INLINE Words() : v(vdupq_n_u32(0)) {}
+  MINIDL_INLINE Words(uint32x4_t x) : v(x) {}
+  MINIDL_INLINE Words(uint32_t s) : v(vdupq_n_u32(s)) {}
+  static MINIDL_INLINE Words count_from(uint32_t s) {
+    const uint32_t lanes[width] = {s, s + 1, s + 2, s + 3};
+    return vld1q_u32(lanes);
+  }
+  friend MINIDL_INLINE Words operator^(Words a, Words b) { return veorq_u32(a.v, b.v); }
+};
+MINIDL_INLINE Words multiply(Words a, uint32_t m, Words& high) {
+  const uint32x4_t first = vreinterpretq_u32_u64(vmull_n_u32(vget_low_u32(a.v), m));
+  const uint32x4_t second = vreinterpretq_u32_u64(vmull_n_u32(vget_high_u32(a.v), m));
+  high = vuzp2q_u32(first, second);
+  return vuzp1q_u32(first, second);
+}
+MINIDL_INLINE uint32x4_t at_least(Words a, Words b) { return vcgeq_u32(a.v, b.v); }
 
 }  // namespace
 }  // namespace minidl::MINIDL_ISA

@@ -18,6 +18,12 @@ struct Vec {
   MINIDL_INLINE void store(T* p, int n) const {
     if (n > 0) *p = v;
   }
+  static MINIDL_INLINE Vec load(const uint8_t* p) { return static_cast<T>(*p); }
+  static MINIDL_INLINE Vec load(const uint8_t* p, int n) { return n > 0 ? static_cast<T>(*p) : T(0); }
+  MINIDL_INLINE void store(uint8_t* p) const { *p = static_cast<uint8_t>(v); }
+  MINIDL_INLINE void store(uint8_t* p, int n) const {
+    if (n > 0) store(p);
+  }
 
   friend MINIDL_INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   friend MINIDL_INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
@@ -33,6 +39,7 @@ struct Vec {
   friend MINIDL_INLINE Vec select(Mask m, Vec a, Vec b) { return m ? a : b; }
   friend MINIDL_INLINE Vec interleave_low(Vec a, Vec) { return a; }
   friend MINIDL_INLINE Vec interleave_high(Vec, Vec b) { return b; }
+  friend MINIDL_INLINE Vec even_odd(Vec a, Vec) { return a; }
   friend MINIDL_INLINE T reduce_add(Vec a) { return a.v; }
   friend MINIDL_INLINE T reduce_max(Vec a) { return a.v; }
 };
@@ -56,6 +63,22 @@ MINIDL_INLINE Vec<T> split_exponent(Vec<T> x, Vec<T>& e) {
   e = static_cast<T>(k - 1);
   return static_cast<T>(2 * m);
 }
+
+struct Words {
+  static constexpr int width = 1;
+  uint32_t v;
+
+  MINIDL_INLINE Words() : v(0) {}
+  MINIDL_INLINE Words(uint32_t s) : v(s) {}
+  static MINIDL_INLINE Words count_from(uint32_t s) { return s; }
+  friend MINIDL_INLINE Words operator^(Words a, Words b) { return a.v ^ b.v; }
+  friend MINIDL_INLINE Words multiply(Words a, uint32_t m, Words& high) {
+    const uint64_t product = static_cast<uint64_t>(a.v) * m;
+    high = static_cast<uint32_t>(product >> 32);
+    return static_cast<uint32_t>(product);
+  }
+  friend MINIDL_INLINE bool at_least(Words a, Words b) { return a.v >= b.v; }
+};
 
 }  // namespace
 }  // namespace minidl::MINIDL_ISA

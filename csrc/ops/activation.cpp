@@ -79,6 +79,14 @@ Activation parse_activation(const char* op, std::string_view name, double alpha,
                     "'; expected none, relu, leaky_relu, sigmoid, tanh, gelu, gelu_tanh, silu or softplus");
 }
 
+Activation fused_activation(const char* op, std::string_view name) {
+  const Activation f = parse_activation(op, name);
+  TORCH_CHECK_VALUE(f.kind != ActivationKind::leaky_relu && f.kind != ActivationKind::softplus,
+                    "minidl::", op, ": activation '", std::string(name),
+                    "' has parameters and is not fused; apply it to the result");
+  return f;
+}
+
 bool saves_output(ActivationKind kind) {
   return kind == ActivationKind::relu || kind == ActivationKind::sigmoid || kind == ActivationKind::tanh;
 }

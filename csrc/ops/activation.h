@@ -11,6 +11,10 @@ namespace minidl {
 
 Activation parse_activation(const char* op, std::string_view name, double alpha = 0, double beta = 0);
 
+// One that is computed in the pass of another operator: none that has parameters, for which there are no
+// arguments.
+Activation fused_activation(const char* op, std::string_view name);
+
 // Whether the derivative is computed from the output (relu, sigmoid, tanh) or from the input (the others).
 bool saves_output(ActivationKind kind);
 

@@ -136,15 +136,6 @@ Tensor matmul_autograd(const Tensor& a, const Tensor& b) {
 
 // ---- linear ---------------------------------------------------------------------------------------
 
-// Only activations without parameters: linear has no arguments for them.
-Activation fused_activation(const char* op, std::string_view name) {
-  const Activation f = parse_activation(op, name);
-  TORCH_CHECK_VALUE(f.kind != ActivationKind::leaky_relu && f.kind != ActivationKind::softplus,
-                    "minidl::", op, ": activation '", std::string(name),
-                    "' has parameters and is not fused; apply it to the result");
-  return f;
-}
-
 Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& b_, std::string_view activation_name) {
   const Activation activation = fused_activation("linear", activation_name);
   check_dtype("linear", x);

@@ -1,11 +1,9 @@
 // What every torch-facing file needs to define an operator. One operator foo is
-//   foo            the backend function: check, allocate, stop if meta, launch the kernel. Registered for
-//   CPU, CUDA
+//   foo            the backend function: check, allocate, stop if meta, launch the kernel. Registered for CPU, CUDA
 //                  and Meta, so that fake tensors see the same checks and shapes as real ones.
 //   foo_backward   likewise. It is an operator of its own, so that torch.compile can trace it.
-//   FooNode        the node of the graph: saves, and calls foo_backward. Under create_graph it computes the
-//                  same formula from differentiable operators instead, which makes derivatives of every
-//                  order right.
+//   FooNode        the node of the graph: saves, and calls foo_backward. Under create_graph it computes the same
+//                  formula from differentiable operators instead, which makes derivatives of every order right.
 //   foo_autograd   what the Autograd key calls: straight on, and if a graph is wanted, a FooNode on top.
 #pragma once
 #include <ATen/EmptyTensor.h>
@@ -36,16 +34,19 @@ auto find_op(const char* name) {
 // Defines `schema` with its backend function, and what the Autograd key calls; without the latter,
 // differentiating through the operator raises.
 template <class Backend>
-void define_op(torch::Library& m, const char* name, const std::string& signature, Backend* backend) {
-  m.def((name + signature).c_str(), {at::Tag::pt2_compliant_tag});
+void define_op(torch::Library& m, const char* name, const std::string& signature, Backend* backend,
+               const std::vector<at::Tag>& more_tags = {}) {
+  std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  tags.insert(tags.end(), more_tags.begin(), more_tags.end());
+  m.def((name + signature).c_str(), std::as_const(tags));
   for (auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::Meta}) {
     m.impl(name, torch::dispatch(key, backend));
   }
 }
 template <class Backend>
 void define_op(torch::Library& m, const char* name, const std::string& signature, Backend* backend,
-               Backend* autograd) {
-  define_op(m, name, signature, backend);
+               Backend* autograd, const std::vector<at::Tag>& more_tags = {}) {
+  define_op(m, name, signature, backend, more_tags);
   m.impl(name, torch::dispatch(c10::DispatchKey::Autograd, autograd));
 }
 template <class Backend>
@@ -57,10 +58,15 @@ void define_backward_op(torch::Library& m, const char* name, const std::string& 
 
 // Uninitialised outputs, in memory from the output allocator where the device is the CPU. Not through
 // at::empty: that is an operator too, and its dispatch takes as long as a small kernel.
-inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like) {
-  if (!like.is_cpu()) return at::empty_symint(shape, like.options());
+inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like, at::ScalarType dtype,
+                     at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  if (!like.is_cpu()) return at::empty_symint(shape, like.options().dtype(dtype), format);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(shape), output_allocator(),
-                                   c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type(), {});
+                                   c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, format);
+}
+inline Tensor output(c10::SymIntArrayRef shape, const Tensor& like,
+                     at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  return output(shape, like, like.scalar_type(), format);
 }
 // The dtype of Wide<T>, T being x's: of sums and statistics.
 inline at::ScalarType wide_dtype(const Tensor& x) {

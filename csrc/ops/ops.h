@@ -1,10 +1,12 @@
 // The operators as C++ functions: each goes through torch's dispatcher, so autograd, fake tensors and modes
 // see it. Schemas, shapes and errors: csrc/ops/<stem>.cpp. This is what bindings.cpp offers to Python.
 #pragma once
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string_view>
+#include <tuple>
 
 namespace minidl::ops {
 
@@ -16,6 +18,11 @@ at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
 at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b,
                   std::string_view activation);
 
+at::Tensor convolution(const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b,
+                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                       bool transposed, at::IntArrayRef output_padding, int64_t groups,
+                       std::string_view activation);
+
 at::Tensor loss(const at::Tensor& x, const at::Tensor& t, std::string_view kind, int64_t reduction,
                 const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& pos_weight,
                 double beta);
@@ -26,6 +33,30 @@ at::Tensor cross_entropy(const at::Tensor& x, const at::Tensor& target,
                          double label_smoothing);
 at::Tensor nll_loss(const at::Tensor& x, const at::Tensor& target, const std::optional<at::Tensor>& weight,
                     int64_t reduction, int64_t ignore_index);
+
+at::Tensor batch_norm(const at::Tensor& x, const std::optional<at::Tensor>& w,
+                      const std::optional<at::Tensor>& b, const std::optional<at::Tensor>& running_mean,
+                      const std::optional<at::Tensor>& running_var, bool training, double momentum,
+                      double eps, std::string_view activation);
+at::Tensor layer_norm(const at::Tensor& x, c10::SymIntArrayRef normalized_shape,
+                      const std::optional<at::Tensor>& w, const std::optional<at::Tensor>& b, double eps,
+                      std::string_view activation);
+at::Tensor group_norm(const at::Tensor& x, int64_t groups, const std::optional<at::Tensor>& w,
+                      const std::optional<at::Tensor>& b, double eps, std::string_view activation);
+at::Tensor dropout(const at::Tensor& x, double p, bool channels, std::optional<at::Generator> generator);
+
+at::Tensor max_pool2d(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                      at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode);
+std::tuple<at::Tensor, at::Tensor> max_pool2d_with_indices(const at::Tensor& x, at::IntArrayRef kernel_size,
+                                                           at::IntArrayRef stride, at::IntArrayRef padding,
+                                                           at::IntArrayRef dilation, bool ceil_mode);
+at::Tensor avg_pool2d(const at::Tensor& x, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                      at::IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                      std::optional<int64_t> divisor_override);
+at::Tensor adaptive_max_pool2d(const at::Tensor& x, c10::SymIntArrayRef output_size);
+std::tuple<at::Tensor, at::Tensor> adaptive_max_pool2d_with_indices(const at::Tensor& x,
+                                                                    c10::SymIntArrayRef output_size);
+at::Tensor adaptive_avg_pool2d(const at::Tensor& x, c10::SymIntArrayRef output_size);
 
 // Updates in place; `first` holds the positions of the parameters whose momentum buffer is still to be
 // initialised.

@@ -20,6 +20,8 @@ from minidl.functional._activation import (
     softplus,
     tanh,
 )
+from minidl.functional._conv import conv1d, conv2d, conv_transpose1d, conv_transpose2d
+from minidl.functional._dropout import dropout, dropout1d, dropout2d
 from minidl.functional._loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -29,19 +31,44 @@ from minidl.functional._loss import (
     smooth_l1_loss,
 )
 from minidl.functional._matmul import linear, matmul
+from minidl.functional._norm import batch_norm, group_norm, layer_norm
+from minidl.functional._pool import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    adaptive_max_pool2d_with_indices,
+    avg_pool2d,
+    max_pool2d,
+    max_pool2d_with_indices,
+)
 from minidl.functional._softmax import cross_entropy, log_softmax, nll_loss, softmax
 
 __all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
+    "avg_pool2d",
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "conv1d",
+    "conv2d",
+    "conv_transpose1d",
+    "conv_transpose2d",
     "cross_entropy",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
     "gelu",
+    "group_norm",
     "huber_loss",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "log_softmax",
     "matmul",
+    "max_pool2d",
+    "max_pool2d_with_indices",
     "mse_loss",
     "nll_loss",
     "one_hot",

@@ -2,17 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from minidl import data
+from minidl import data, plot
 from minidl.lessons import LESSONS
 
 if TYPE_CHECKING:
@@ -23,16 +23,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Defaults:
-    """A lesson's own numbers, for the flags that are not given.
+    """A lesson's own numbers, for the flags that are not given, and which flags it has.
 
     epochs None means that the lesson decides when it sees its data.
     batch_size 0 means that all points make one batch, whatever the flag says.
+    flags: those of training that mean something in the lesson; another one is a mistake, as any unknown flag.
     """
 
-    epochs: int | None
-    quick_epochs: int | None
-    lr: float
-    batch_size: int
+    epochs: int | None = None
+    quick_epochs: int | None = None
+    lr: float | None = None
+    batch_size: int = 0
+    flags: tuple[str, ...] = ("epochs", "batch-size", "lr", "data", "data-root")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,13 @@ def command(
     return 0 if result.reached else 1
 
 
+def holds(claims: Mapping[str, bool]) -> bool:
+    """Print each claim with whether it came out, and return whether all did."""
+    for claim, true in claims.items():
+        print(f"  {'holds' if true else 'FAILS'}: {claim}")
+    return all(claims.values())
+
+
 def bar(steps: Iterable[T], what: str) -> Iterable[T]:
     """`steps` with a progress bar on a terminal (where tqdm is installed), and as they are in a pipe."""
     if not sys.stdout.isatty():
@@ -117,15 +126,19 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def pictures(args: argparse.Namespace) -> Iterator[Callable[[str, "Figure"], None]]:
-    """Inside, `save("loss", figure)` writes `<out>/<lesson>-loss.png`.
+def pictures(args: argparse.Namespace) -> Iterator[Callable[[str, "Figure | Iterator[Figure]"], None]]:
+    """Inside, `save("loss", figure)` writes `<out>/<lesson>-loss.png`, and frames one after the other a `.gif`.
 
     Where matplotlib is missing, the block ends at its first picture with a line that says what to install.
     """
 
-    def save(name: str, figure: "Figure") -> None:
-        path = args.out / f"{args.lesson}-{name}.png"
-        figure.savefig(path, dpi=150)
+    def save(name: str, figure: "Figure | Iterator[Figure]") -> None:
+        film = isinstance(figure, Iterator)
+        path = args.out / f"{args.lesson}-{name}.{'gif' if film else 'png'}"
+        if isinstance(figure, Iterator):
+            plot.write_film(path, figure)
+        else:
+            figure.savefig(path, dpi=150)
         print(f"picture: {path}")
 
     try:
@@ -152,6 +165,21 @@ def _parser(name: str, about: str | None, defaults: Defaults) -> argparse.Argume
         f"{defaults.epochs}, quick: {defaults.quick_epochs}" if defaults.epochs else "depends on the data"
     )
     batch = defaults.batch_size or "all points"
+    training: dict[str, dict[str, Any]] = {
+        "epochs": {"type": _positive(int), "help": f"passes over the data (default: {epochs})"},
+        "batch-size": {"type": _positive(int), "help": f"examples a step (default: {batch})"},
+        "lr": {
+            "type": _positive(float),
+            "default": defaults.lr,
+            "help": f"learning rate (default: {defaults.lr})",
+        },
+        "data": {
+            "choices": data.CHOICES,
+            "default": "auto",
+            "help": "which pictures, in lessons that read any",
+        },
+        "data-root": {"type": Path, "help": "folder of IDX files, or a torchvision root above MNIST/raw"},
+    }
     add(
         "--backend",
         choices=("minidl", "torch"),
@@ -159,14 +187,12 @@ def _parser(name: str, about: str | None, defaults: Defaults) -> argparse.Argume
         help="whose kernels train (default: minidl)",
     )
     add("--device", type=_device, default="cpu", help="cpu or cuda (default: cpu)")
-    add("--epochs", type=_positive(int), help=f"passes over the data (default: {epochs})")
     add("--seed", type=int, default=0, help="equal seeds give equal starts on both backends (default: 0)")
-    add("--batch-size", type=_positive(int), help=f"examples a step (default: {batch})")
-    add("--lr", type=_positive(float), default=defaults.lr, help=f"learning rate (default: {defaults.lr})")
-    add("--data", choices=data.CHOICES, default="auto", help="which pictures, in lessons that read any")
-    add("--data-root", type=Path, help="folder of IDX files, or a torchvision root above MNIST/raw")
+    for flag in defaults.flags:
+        add(f"--{flag}", **training[flag])
     add("--out", type=Path, default=Path("out"), help="folder for the pictures (default: out)")
     add("--quick", action="store_true", help="a shorter run with an easier target")
+    parser.set_defaults(**{flag.replace("-", "_"): None for flag in training if flag not in defaults.flags})
     return parser
 
 

@@ -57,6 +57,28 @@ def make_model(nn: Any, pixels: int = 784, classes: int = 10) -> torch.nn.Sequen
     )
 
 
+def training_part(dataset: data.Dataset, quick: bool) -> tuple[Tensor, Tensor]:
+    """The images and labels to train on: all of them or, in a quick run, the first QUICK_IMAGES."""
+    if not quick or len(dataset.train_x) <= QUICK_IMAGES:
+        return dataset.train_x, dataset.train_y
+    print(f"quick: trains on the first {QUICK_IMAGES} images")
+    return dataset.train_x[:QUICK_IMAGES], dataset.train_y[:QUICK_IMAGES]
+
+
+def batches(x: Tensor, y: Tensor, size: int) -> DataLoader[Any]:
+    """Pairs of images and labels, `size` at a time, in a new random order each epoch."""
+    return DataLoader(TensorDataset(x, y), sampler=ShuffledBatches(len(x), size), batch_size=None)
+
+
+def wanted_accuracy(dataset: data.Dataset, targets: dict[int, float], epochs: int) -> float:
+    """What `targets` (epochs -> test accuracy) ask of so many epochs.
+
+    Whatever the data, always giving the commonest answer is not learning.
+    """
+    wanted = max((share for after, share in targets.items() if after <= epochs), default=0.0)
+    return max(wanted, dataset.test_y.bincount().max().item() / len(dataset.test_y))
+
+
 def predict(model: torch.nn.Module, images: Tensor, device: torch.device) -> Tensor:
     """The class (N,) that the model gives each image (N, 1, H, W)."""
     with torch.no_grad():
@@ -69,17 +91,10 @@ def run(args: Namespace) -> common.Result:
     dataset = data.load(args.data, args.data_root)
     targets = (QUICK_TARGETS if args.quick else TARGETS)[dataset.kind]
     epochs = args.epochs or max(targets)
-    train_x, train_y = dataset.train_x, dataset.train_y
-    if args.quick and len(train_x) > QUICK_IMAGES:
-        train_x, train_y = train_x[:QUICK_IMAGES], train_y[:QUICK_IMAGES]
-        print(f"quick: trains on the first {QUICK_IMAGES} images")
+    train_x, train_y = training_part(dataset, args.quick)
     torch.manual_seed(args.seed)
 
-    loader = DataLoader(
-        TensorDataset(train_x, train_y),
-        sampler=ShuffledBatches(len(train_x), args.batch_size),
-        batch_size=None,
-    )
+    loader = batches(train_x, train_y, args.batch_size)
     model = make_model(nn, train_x[0].numel(), len(dataset.labels)).to(args.device)
     print(model)
     criterion = nn.CrossEntropyLoss()
@@ -116,10 +131,8 @@ def run(args: Namespace) -> common.Result:
         title = common.title(args, f"{dataset.name}: what is taken for what")
         save("confusion", plot.confusion(dataset.test_y, predictions, dataset.labels, title))
 
-    wanted = max((share for after, share in targets.items() if after <= epochs), default=0.0)
-    # Whatever the data, always giving the commonest answer is not learning.
-    wanted = max(wanted, dataset.test_y.bincount().max().item() / len(dataset.test_y))
-    target = f"test accuracy of at least {wanted:.2f} on {dataset.name}"
+    wanted = wanted_accuracy(dataset, targets, epochs)
+    target = f"test accuracy of at least {wanted:.3g} on {dataset.name}"
     return common.Result(epoch_losses[-1], accuracies[-1], seconds, target, accuracies[-1] >= wanted)
 
 

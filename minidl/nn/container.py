@@ -1,5 +1,6 @@
 """``Sequential``: torch's container, which runs a layer and its activation in one pass where nobody can tell."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,21 +10,29 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from minidl import functional as F
 from minidl.nn.activation import ReLU, Sigmoid, Tanh
+from minidl.nn.conv import Conv1d, Conv2d, convolved
 from minidl.nn.linear import Linear
+from minidl.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, batch_normalized
 
-_ACTIVATIONS: dict[type[Module], str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
-_FORWARDS: dict[type[Module], Any] = {
-    Linear: Linear.forward,
-    ReLU: ReLU.forward,
-    Sigmoid: Sigmoid.forward,
-    Tanh: Tanh.forward,
+# Of the layers that can compute an activation too: how, and which ones.
+_FUSED: dict[type[Module], tuple[Callable[[Any, Tensor, str], Tensor], set[type[Module]]]] = {
+    Linear: (lambda m, x, f: F.linear(x, m.weight, m.bias, f), {ReLU, Sigmoid, Tanh}),
+    Conv1d: (convolved, {ReLU, Sigmoid, Tanh}),
+    Conv2d: (convolved, {ReLU, Sigmoid, Tanh}),
+    BatchNorm1d: (batch_normalized, {ReLU}),
+    BatchNorm2d: (batch_normalized, {ReLU}),
+    LayerNorm: (lambda m, x, f: F.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps, f), {ReLU}),
+    GroupNorm: (lambda m, x, f: F.group_norm(x, m.num_groups, m.weight, m.bias, m.eps, f), {ReLU}),
 }
+_ACTIVATIONS: dict[type[Module], str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
+_FORWARDS: dict[type[Module], Any] = {kind: kind.forward for kind in (*_FUSED, *_ACTIVATIONS)}
 _CALL = Module.__call__
 
 
 class Sequential(torch.nn.Sequential):
-    """:class:`torch.nn.Sequential`, which calls :func:`minidl.functional.linear` once for a ``Linear`` and the
-    ``ReLU``, ``Sigmoid`` or ``Tanh`` after it: one node of the graph instead of two, and a pass less either way.
+    """:class:`torch.nn.Sequential`, which makes one call for a ``Linear`` or a convolution and the ``ReLU``,
+    ``Sigmoid`` or ``Tanh`` after it, and for a normalisation and its ``ReLU``: one node of the graph instead of two,
+    and a pass less either way.
 
     The bits of results and gradients stay the same. The two are called in turn where something may look between
     them: if one of them has a hook, is of another class (a subclass, parametrized, quantised, torch's own), has a
@@ -40,7 +49,8 @@ class Sequential(torch.nn.Sequential):
                 input = modules[i](input)
                 i += 1
             else:
-                input = F.linear(input, modules[i].weight, modules[i].bias, activation)
+                fused, _ = _FUSED[type(modules[i])]
+                input = fused(modules[i], input, activation)
                 i += 2
         return input
 
@@ -52,16 +62,22 @@ class Sequential(torch.nn.Sequential):
 
 
 def _fused_activation(pair: list[Module]) -> str | None:
-    """The activation that ``linear`` computes too if called for both modules; None if they are to be called in turn.
+    """The activation that the first module computes too if called for both; None if they are to be called in turn.
 
     Asked anew in each forward: hooks and patches come and go.
     """
-    if len(pair) < 2 or type(pair[0]) is not Linear:
+    if len(pair) < 2 or type(pair[0]) not in _FUSED:
         return None
-    linear, activation = pair
-    name = _ACTIVATIONS.get(type(activation))
-    if name is None or not _is_plain(linear) or not _is_plain(activation) or _is_watched():
+    layer, activation = pair
+    _, activations = _FUSED[type(layer)]
+    if (
+        type(activation) not in activations
+        or not _is_plain(layer)
+        or not _is_plain(activation)
+        or _is_watched()
+    ):
         return None
+    name = _ACTIVATIONS[type(activation)]
     return None if name == "relu" and activation.inplace else name
 
 

@@ -4,6 +4,33 @@ matplotlib is imported when the first figure is made, so that training works whe
 """
 
 from minidl.plot._classes import confusion, decision_boundary, predictions
-from minidl.plot._curves import line_fit, loss_and_accuracy, loss_curve
+from minidl.plot._cures import CurePanel, cures
+from minidl.plot._curves import Panel, curves, fitted_lines, line_fit, loss_and_accuracy, loss_curve
+from minidl.plot._graph import Graph, graphs
+from minidl.plot._images import answers, feature_maps, filters, mistakes, sliding_kernel, write_film
+from minidl.plot._surfaces import Surface, descents, mountain
 
-__all__ = ["confusion", "decision_boundary", "line_fit", "loss_and_accuracy", "loss_curve", "predictions"]
+__all__ = [
+    "CurePanel",
+    "Graph",
+    "Panel",
+    "Surface",
+    "answers",
+    "confusion",
+    "cures",
+    "curves",
+    "decision_boundary",
+    "descents",
+    "feature_maps",
+    "filters",
+    "fitted_lines",
+    "graphs",
+    "line_fit",
+    "loss_and_accuracy",
+    "loss_curve",
+    "mistakes",
+    "mountain",
+    "predictions",
+    "sliding_kernel",
+    "write_film",
+]

@@ -1,6 +1,9 @@
 // Every kernel of every table, over sizes at which loops end raggedly. What a check is, and why: check.h.
 #include "check.h"
+#include "check_conv.h"
 #include "check_matmul.h"
+#include "check_norm.h"
+#include "check_pool.h"
 #include "check_softmax.h"
 #ifdef MINIDL_SIM
 #include "sim/check_cuda.h"
@@ -182,8 +185,12 @@ void run(const char* name, void (*checks)()) {
 template <class T>
 void check_all() {
   run("activation", check_activations<T>);
+  run("conv", check_conv<T>);
+  run("dropout", check_dropout<T>);
   run("matmul", check_matmul<T>);
   run("loss", check_losses<T>);
+  run("norm", check_norm<T>);
+  run("pool", check_pools<T>);
   run("softmax", check_softmax<T>);
   run("optimizer", check_optimizers<T>);
   run("clipping", check_clipping<T>);
