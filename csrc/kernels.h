@@ -198,7 +198,7 @@ struct PoolPosition {
 
 // What dropout multiplies elements by: `scale`, or 0 where philox_word(seed, offset, element) < threshold.
 struct DropoutParams {
-  uint64_t seed, offset;
+  const int64_t* state;  // seed and offset, on the backend's device: a CUDA graph draws them anew
   uint32_t threshold;
   double scale;
 };

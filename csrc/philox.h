@@ -40,12 +40,17 @@ MINIDL_HOST_DEVICE void philox4x32(Word (&c)[4], uint64_t key) {
 // counter l, so that a register of counters gives four registers of neighbours.
 constexpr int64_t philox_lanes = 16, philox_block = 64;
 
-MINIDL_HOST_DEVICE uint32_t philox_word(uint64_t seed, uint64_t offset, int64_t element) {
-  const uint64_t counter =
-      static_cast<uint64_t>(element / philox_block * philox_lanes + element % philox_lanes);
-  uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
-                   static_cast<uint32_t>(offset), static_cast<uint32_t>(offset >> 32)};
+// Sets c to the words of one counter.
+MINIDL_HOST_DEVICE void philox_words(uint32_t (&c)[4], uint64_t seed, uint64_t offset, uint64_t counter) {
+  c[0] = static_cast<uint32_t>(counter), c[1] = static_cast<uint32_t>(counter >> 32);
+  c[2] = static_cast<uint32_t>(offset), c[3] = static_cast<uint32_t>(offset >> 32);
   philox4x32(c, seed);
+}
+
+MINIDL_HOST_DEVICE uint32_t philox_word(uint64_t seed, uint64_t offset, int64_t element) {
+  uint32_t c[4];
+  philox_words(c, seed, offset,
+               static_cast<uint64_t>(element / philox_block * philox_lanes + element % philox_lanes));
   return c[element % philox_block / philox_lanes];
 }
 

@@ -12,6 +12,7 @@ constexpr int64_t grain =
 template <class T>
 struct Mask {
   DropoutParams p;
+  uint64_t seed = static_cast<uint64_t>(p.state[0]), offset = static_cast<uint64_t>(p.state[1]);
   T scale = static_cast<T>(p.scale);
 
   // f(i, factors, lanes, tag) over the elements of blocks [begin, end) of 64, of n elements in all.
@@ -37,9 +38,9 @@ struct Mask {
     const uint64_t counter = static_cast<uint64_t>(block * philox_lanes);
     MINIDL_UNROLL for (int64_t lane = 0; lane < philox_lanes; lane += Words::width) {
       Words c[4] = {Words::count_from(static_cast<uint32_t>(counter) + static_cast<uint32_t>(lane)),
-                    static_cast<uint32_t>(counter >> 32), static_cast<uint32_t>(p.offset),
-                    static_cast<uint32_t>(p.offset >> 32)};
-      philox4x32(c, p.seed);
+                    static_cast<uint32_t>(counter >> 32), static_cast<uint32_t>(offset),
+                    static_cast<uint32_t>(offset >> 32)};
+      philox4x32(c, seed);
       MINIDL_UNROLL for (int w = 0; w < 4; ++w) factors(c[w], w * philox_lanes + lane, f);
     }
   }

@@ -93,11 +93,4 @@ void avg_pool_backward(T* dx, const T* dy, PoolShape s, PoolDivisor divisor, Con
 #define I(T) template void avg_pool_backward<T>(T* dx, const T* dy, PoolShape s, PoolDivisor divisor, Context ctx);
 MINIDL_FOR_EACH_TYPE(I)
 #undef I
-template <class T>
-void dropout(T* y, const T* x, DropoutShape s, DropoutParams p, Context ctx) {
-  report(ctx, 801);
-}
-#define I(T) template void dropout<T>(T* y, const T* x, DropoutShape s, DropoutParams p, Context ctx);
-MINIDL_FOR_EACH_TYPE(I)
-#undef I
 }  // namespace minidl::cuda

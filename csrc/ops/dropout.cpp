@@ -13,10 +13,12 @@ void check_p(const char* op, double p) {
               p);
 }
 
-// 128 random bits, so that no two calls meet: seed and offset of Philox.
+// 126 random bits and more, so that no two calls meet: seed and offset of Philox. On another device than the
+// CPU, the device draws them: the host does not wait, and each replay of a CUDA graph has masks of its own.
 Tensor draw_state(const Tensor& x, const std::optional<at::Generator>& generator) {
-  const Tensor state = output({2}, x, at::kLong);
+  Tensor state = output({2}, x, at::kLong);
   if (state.is_meta()) return state;
+  if (!state.is_cpu()) return state.random_(generator);
   auto* source =
       at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
   const std::lock_guard lock(source->mutex_);
@@ -25,27 +27,25 @@ Tensor draw_state(const Tensor& x, const std::optional<at::Generator>& generator
 }
 
 DropoutParams kernel_params(const Tensor& state, double p) {
-  const auto* words = state.const_data_ptr<int64_t>();
   // Where p is 1 everything is multiplied by 0, as torch does, and no threshold is large enough.
   const double threshold = p == 1 ? 0 : std::min(std::round(p * 0x1p32), 0x1p32 - 1);
-  return {static_cast<uint64_t>(words[0]), static_cast<uint64_t>(words[1]), static_cast<uint32_t>(threshold),
-          p == 1 ? 0 : 1 / (1 - p)};
+  return {state.const_data_ptr<int64_t>(), static_cast<uint32_t>(threshold), p == 1 ? 0 : 1 / (1 - p)};
 }
 
 // ---- the mask, applied --------------------------------------------------------------------------
 
-Tensor apply(const char* op, const Tensor& x_, const Tensor& state, double p, bool channels,
+Tensor apply(const char* op, const Tensor& x_, const Tensor& state_, double p, bool channels,
              bool channels_last) {
   check_dtype(op, x_);
   check_p(op, p);
-  TORCH_CHECK(state.scalar_type() == at::kLong && state.dim() == 1 && state.sym_size(0) == 2 &&
-                  state.device() == x_.device(),
+  TORCH_CHECK(state_.scalar_type() == at::kLong && state_.dim() == 1 && state_.sym_size(0) == 2 &&
+                  state_.device() == x_.device(),
               "minidl::", op, ": the state must be two int64 on ", x_.device(), ", but is ",
-              state.scalar_type(), " ", state.sym_sizes(), " on ", state.device());
+              state_.scalar_type(), " ", state_.sym_sizes(), " on ", state_.device());
   TORCH_CHECK(!channels || x_.dim() >= 2, "minidl::", op,
               ": dropout of channels requires at least 2 dimensions in the input, but got ", x_.sym_sizes());
   const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  const Tensor x = x_.contiguous(format);
+  const Tensor x = x_.contiguous(format), state = state_.contiguous();
   Tensor y = output(x.sym_sizes(), x, format);
   if (y.is_meta()) return y;
   const int64_t images = channels ? x.size(0) : 1, features = channels ? x.size(1) : x.numel();
@@ -53,7 +53,7 @@ Tensor apply(const char* op, const Tensor& x_, const Tensor& state, double p, bo
   launch(op, x, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
     k.dropout(mutable_data<T>(y), data<T>(x), {images, features, inner, channels_last},
-              kernel_params(state.contiguous(), p), ctx);
+              kernel_params(state, p), ctx);
   });
   return y;
 }

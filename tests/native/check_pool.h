@@ -69,8 +69,10 @@ void check_pools() {
 
 template <class T>
 void check_dropout() {
+  const int64_t states[][2] = {{1, 2}, {INT64_MIN, int64_t{5} << 32}, {7, 7}};
   for (const DropoutParams p :
-       {DropoutParams{1, 2, 0x80000000u, 2}, {1ull << 63, 5ull << 32, 0x10000000u, 1.5}, {7, 7, 0, 0}}) {
+       {DropoutParams{states[0], 0x80000000u, 2}, {states[1], 0x10000000u, 1.5}, {states[2], 0, 0}}) {
+    const uint64_t seed = static_cast<uint64_t>(p.state[0]), offset = static_cast<uint64_t>(p.state[1]);
     for (const int64_t channels : {0, 1, 5, 15, 16, 17, 63, 64, 65, 130, 1031}) {
       for (const int64_t inner : {1, 0, 3, 17}) {
         for (const bool last : {false, true}) {
@@ -84,7 +86,7 @@ void check_dropout() {
                 for (int64_t i = 0; i < n; ++i) {
                   const int64_t image = i / (channels * inner), rest = i % (channels * inner);
                   const int64_t element = image * channels + (last ? rest % channels : rest / inner);
-                  const bool kept = philox_word(p.seed, p.offset, element) >= p.threshold;
+                  const bool kept = philox_word(seed, offset, element) >= p.threshold;
                   if (!same(o[0][i], x.data()[i] * static_cast<T>(kept ? p.scale : 0))) fail("wrong factor");
                 }
               });
