@@ -7,6 +7,7 @@
 #include "ops/ops.h"
 #include "optimizer_bindings.h"
 #include "parallel.h"
+#include "step/bindings.h"
 
 namespace py = pybind11;
 using namespace minidl;
@@ -62,5 +63,6 @@ PYBIND11_MODULE(_C, m) {
   OP(adaptive_max_pool2d_with_indices, py::arg("input"), py::arg("output_size"));
   OP(adaptive_avg_pool2d, py::arg("input"), py::arg("output_size"));
   bind_optimizers(m);
+  bind_training_plan(m);
   OP(fma_loop, py::arg("dtype"), py::arg("iterations"));
 }

@@ -210,6 +210,11 @@ struct DropoutShape {
   bool channels_last;
 };
 
+// A walk over the same elements of two tensors, outermost dimension first; missing dimensions have size 1.
+struct CopyShape {
+  int64_t size[4], y_stride[4], x_stride[4];
+};
+
 template <class T>
 struct KernelsOf {
 #define KERNEL(name, ...) void (*name)(__VA_ARGS__);

@@ -187,40 +187,64 @@ bool run(const py::dict& group, const py::dict& state, std::initializer_list<PyO
   return true;
 }
 
+SgdParams sgd_options(const py::dict& group) {
+  return {.lr = number<"lr">(group),
+          .momentum = number<"momentum">(group),
+          .dampening = number<"dampening">(group),
+          .weight_decay = number<"weight_decay">(group),
+          .nesterov = flag<"nesterov">(group),
+          .maximize = flag<"maximize">(group)};
+}
+
+RmspropParams rmsprop_options(const py::dict& group) {
+  return {.lr = number<"lr">(group),
+          .alpha = number<"alpha">(group),
+          .eps = number<"eps">(group),
+          .weight_decay = number<"weight_decay">(group),
+          .momentum = number<"momentum">(group),
+          .maximize = flag<"maximize">(group)};
+}
+
+AdamParams adam_options(const py::dict& group) {
+  const auto [beta1, beta2] = betas(group);
+  return {.lr = number<"lr">(group),
+          .beta1 = beta1,
+          .beta2 = beta2,
+          .eps = number<"eps">(group),
+          .weight_decay = number<"weight_decay">(group),
+          .decoupled = flag<"decoupled_weight_decay">(group),
+          .maximize = flag<"maximize">(group)};
+}
+
 bool sgd_step(const py::dict& group, const py::dict& state) {
-  const double lr = number<"lr">(group), momentum = number<"momentum">(group);
-  const double dampening = number<"dampening">(group), weight_decay = number<"weight_decay">(group);
-  const bool nesterov = flag<"nesterov">(group), maximize = flag<"maximize">(group);
-  return run(group, state, {momentum != 0 ? key<"momentum_buffer">() : nullptr}, [&](const GroupTensors& t) {
-    ops::sgd_step(t.params, t.grads, t.state[0], {}, lr, momentum, dampening, weight_decay, nesterov,
-                  maximize);
-  });
+  const SgdParams p = sgd_options(group);
+  return run(
+      group, state, {p.momentum != 0 ? key<"momentum_buffer">() : nullptr}, [&](const GroupTensors& t) {
+        ops::sgd_step(t.params, t.grads, t.state[0], {}, p.lr, p.momentum, p.dampening, p.weight_decay,
+                      p.nesterov, p.maximize);
+      });
 }
 
 bool rmsprop_step(const py::dict& group, const py::dict& state) {
-  const double lr = number<"lr">(group), alpha = number<"alpha">(group), eps = number<"eps">(group);
-  const double weight_decay = number<"weight_decay">(group), momentum = number<"momentum">(group);
-  const bool centered = flag<"centered">(group), maximize = flag<"maximize">(group);
+  const RmspropParams p = rmsprop_options(group);
+  const bool centered = flag<"centered">(group);
   const std::initializer_list<PyObject*> names = {key<"square_avg">(),
-                                                  momentum > 0 ? key<"momentum_buffer">() : nullptr,
+                                                  p.momentum > 0 ? key<"momentum_buffer">() : nullptr,
                                                   centered ? key<"grad_avg">() : nullptr, key<"step">()};
   return run(group, state, names, [&](const GroupTensors& t) {
-    ops::rmsprop_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr, alpha, eps,
-                      weight_decay, momentum, centered, maximize);
+    ops::rmsprop_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], p.lr, p.alpha, p.eps,
+                      p.weight_decay, p.momentum, centered, p.maximize);
   });
 }
 
 bool adam_step(const py::dict& group, const py::dict& state) {
-  const double lr = number<"lr">(group), eps = number<"eps">(group),
-               weight_decay = number<"weight_decay">(group);
-  const auto [beta1, beta2] = betas(group);
-  const bool amsgrad = flag<"amsgrad">(group), maximize = flag<"maximize">(group);
-  const bool decoupled = flag<"decoupled_weight_decay">(group);
+  const AdamParams p = adam_options(group);
+  const bool amsgrad = flag<"amsgrad">(group);
   const std::initializer_list<PyObject*> names = {key<"exp_avg">(), key<"exp_avg_sq">(),
                                                   amsgrad ? key<"max_exp_avg_sq">() : nullptr, key<"step">()};
-  return run(group, state, names, [&, beta1 = beta1, beta2 = beta2](const GroupTensors& t) {
-    ops::adam_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr, beta1, beta2, eps,
-                   weight_decay, amsgrad, decoupled, maximize);
+  return run(group, state, names, [&](const GroupTensors& t) {
+    ops::adam_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], p.lr, p.beta1, p.beta2,
+                   p.eps, p.weight_decay, amsgrad, p.decoupled, p.maximize);
   });
 }
 
@@ -256,6 +280,14 @@ void clip_value(const std::vector<at::Tensor>& grads, double bound) {
 }
 
 }  // namespace
+
+OptimizerOptions read_optimizer_options(const std::string& kind, const py::dict& group) {
+  check_off<"differentiable">(group);
+  check_off<"capturable">(group);
+  if (kind == "sgd_step") return sgd_options(group);
+  if (kind == "rmsprop_step") return rmsprop_options(group);
+  return adam_options(group);
+}
 
 void bind_optimizers(py::module_& m) {
   m.def("sgd_step", torch::wrap_pybind_function(sgd_step), py::arg("group"), py::arg("state"));

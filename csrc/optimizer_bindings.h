@@ -2,7 +2,18 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <string>
+#include <variant>
+
+#include "kernels.h"
+
 namespace minidl {
+
+using OptimizerOptions = std::variant<SgdParams, RmspropParams, AdamParams>;
+
+// What a parameter group of an optimizer says, kind being the name of its kernel: sgd_step, rmsprop_step or
+// adam_step. NotImplementedError where it says differentiable or capturable.
+OptimizerOptions read_optimizer_options(const std::string& kind, const pybind11::dict& group);
 
 // Adds sgd_step, rmsprop_step and adam_step: (group, state) -> bool, with group one of an optimizer's
 // param_groups and state its state. One step for the parameters that have a gradient; False, with nothing

@@ -12,11 +12,15 @@
 #include <set>
 #include <thread>
 
+#include "team.h"
+
 namespace minidl {
 
 void parallel_ranges(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* args) {
   if (n <= 0) return;
-  if (n <= grain) return body(args, 0, n);  // small work never leaves its thread, nor pays for the region
+  // Small work never leaves its thread, nor pays for the region.
+  if (n <= grain || in_team_range()) return body(args, 0, n);
+  if (team_ranges(n, grain, body, args)) return;
   at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(args, begin, end); });
 }
 

@@ -169,6 +169,24 @@ void check_clipping() {
 }
 
 template <class T>
+void check_elementwise() {
+  for (const int64_t n : lengths) {
+    const auto a = random<T>(n, -3, 3, true), b = random<T>(n, -3, 3, true);
+    check<T>("add", sizes("n %ld", n), {{n}}, RUN { k.add(o[0], a.data(), b.data(), n, ctx); });
+  }
+  for (const CopyShape s : {CopyShape{{2, 3, 5, 33}, {495, 165, 33, 1}, {495, 1, 3, 15}},
+                            {{1, 4, 7, 19}, {0, 133, 19, 1}, {0, 19, 76, 1}},
+                            {{1, 1, 300, 300}, {0, 0, 300, 1}, {0, 0, 1, 300}},
+                            {{1, 1, 6, 17}, {0, 0, 17, 1}, {0, 0, 0, 1}},
+                            {{1, 2, 0, 17}, {0, 0, 17, 1}, {0, 0, 17, 1}}}) {
+    const int64_t n = s.size[0] * s.size[1] * s.size[2] * s.size[3];
+    const auto x = random<T>(n, -3, 3, true);
+    check<T>("strided_copy", sizes("%ld x %ld x %ld", s.size[1], s.size[2], s.size[3]), {{n}},
+             RUN { k.strided_copy(o[0], x.data(), s, ctx); });
+  }
+}
+
+template <class T>
 void check_peak() {
   check<T>(
       "fma_loop", "iterations 3", {{1}}, RUN {
@@ -187,6 +205,7 @@ void check_all() {
   run("activation", check_activations<T>);
   run("conv", check_conv<T>);
   run("dropout", check_dropout<T>);
+  run("elementwise", check_elementwise<T>);
   run("matmul", check_matmul<T>);
   run("loss", check_losses<T>);
   run("norm", check_norm<T>);

@@ -1,0 +1,303 @@
+// A call is planned by the name of the kernel and its arguments, in the order of kernels.def: structs as tuples,
+// pointers as None or (slot, offset in bytes), enumerations as numbers, activations as (name, alpha, beta).
+#include "step/bindings.h"
+
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "ops/activation.h"
+#include "optimizer_bindings.h"
+#include "step/training_plan.h"
+
+namespace py = pybind11;
+
+namespace minidl {
+namespace {
+
+// ---- arguments --------------------------------------------------------------------------------------------
+
+template <class T>
+  requires(std::is_arithmetic_v<T>)
+void parse(py::handle h, T& value) {
+  value = h.cast<T>();
+}
+template <class T>
+  requires(std::is_enum_v<T>)
+void parse(py::handle h, T& value) {
+  value = static_cast<T>(h.cast<int64_t>());
+}
+template <class T>
+void parse(py::handle h, T*& pointer) {
+  if (h.is_none()) {
+    pointer = nullptr;
+    return;
+  }
+  const auto [slot, offset] = h.cast<std::pair<int64_t, int64_t>>();
+  pointer = address<T*>(slot, offset);
+}
+template <class T, size_t n>
+void parse(py::handle h, T (&array)[n]) {
+  const auto values = h.cast<py::sequence>();
+  for (size_t i = 0; i < n; ++i) parse(values[i], array[i]);
+}
+void parse(py::handle h, Activation& f) {
+  const auto [name, alpha, beta] = h.cast<std::tuple<std::string, double, double>>();
+  f = name == "none" ? Activation{} : parse_activation("TrainStep", name, alpha, beta);
+}
+
+void parse(py::handle h, PoolAxis& a);
+
+template <class... Fields>
+void parse_fields(py::handle h, Fields&... fields) {
+  const auto values = h.cast<py::sequence>();
+  TORCH_CHECK_VALUE(py::len(values) == sizeof...(fields), "TrainStep: ", py::len(values),
+                    " numbers for a struct of ", sizeof...(fields));
+  size_t i = 0;
+  (parse(values[i++], fields), ...);
+}
+template <class T>
+void parse(py::handle h, MatrixView<T>& v) {
+  parse_fields(h, v.data, v.row_stride, v.col_stride, v.batch_stride);
+}
+template <class T>
+void parse(py::handle h, ImageView<T>& v) {
+  parse_fields(h, v.data, v.image, v.channel, v.row, v.column, v.height, v.width);
+}
+template <class T>
+void parse(py::handle h, Epilogue<T>& e) {
+  parse_fields(h, e.bias, e.activation);
+}
+template <class T>
+void parse(py::handle h, NormAffine<T>& a) {
+  parse_fields(h, a.w, a.b, a.relu);
+}
+template <class T>
+void parse(py::handle h, ClassTarget<T>& t) {
+  parse_fields(h, t.index, t.probability, t.weight, t.ignore_index, t.label_smoothing);
+}
+void parse(py::handle h, LossParams& p) { parse_fields(h, p.kind, p.reduction, p.beta); }
+void parse(py::handle h, ClassShape& s) { parse_fields(h, s.outer, s.classes, s.inner); }
+void parse(py::handle h, ChannelShape& s) { parse_fields(h, s.outer, s.channels, s.inner); }
+void parse(py::handle h, ConvShape& s) {
+  parse_fields(h, s.n, s.groups, s.in_channels, s.out_channels, s.in, s.out, s.kernel, s.stride, s.padding,
+               s.dilation);
+}
+void parse(py::handle h, PoolAxis& a) {
+  parse_fields(h, a.in, a.out, a.kernel, a.stride, a.padding, a.dilation, a.adaptive);
+}
+void parse(py::handle h, PoolShape& s) {
+  parse_fields(h, s.images, s.channels, s.h, s.w, s.channels_last);
+}
+void parse(py::handle h, PoolDivisor& d) { parse_fields(h, d.fixed, d.count_padding); }
+void parse(py::handle h, PoolPosition& p) { parse_fields(h, p.place, p.index); }
+void parse(py::handle h, DropoutShape& s) {
+  parse_fields(h, s.images, s.channels, s.inner, s.channels_last);
+}
+void parse(py::handle h, DropoutParams& p) { parse_fields(h, p.state, p.threshold, p.scale); }
+void parse(py::handle h, CopyShape& s) { parse_fields(h, s.size, s.y_stride, s.x_stride); }
+
+// ---- calls ------------------------------------------------------------------------------------------------
+
+template <class A>
+concept Plannable = std::is_same_v<A, Context> || requires(py::handle h, A& a) { parse(h, a); };
+
+template <class T, class... P>
+void plan_call(Plan<T>& plan, void (*KernelsOf<T>::*kernel)(P...), const py::tuple& given) {
+  if constexpr ((Plannable<P> && ...)) {
+    TORCH_CHECK_VALUE(py::len(given) + 1 == sizeof...(P), "TrainStep: ", py::len(given), " arguments for ",
+                      sizeof...(P) - 1);
+    std::tuple<P...> planned;
+    size_t i = 0;
+    std::apply(
+        [&]<class... A>(A&... a) {
+          const auto one = [&]<class B>(B& b) {
+            if constexpr (!std::is_same_v<B, Context>) parse(given[i++], b);
+          };
+          (one(a), ...);
+        },
+        planned);
+    std::apply([&](const auto&... a) { plan.call(kernel, a...); }, planned);
+  } else {
+    TORCH_CHECK_VALUE(false, "TrainStep: this kernel is not for plans");
+  }
+}
+
+template <class T>
+void plan_call(Plan<T>& plan, const std::string& name, const py::tuple& given) {
+#define KERNEL(kernel, ...) \
+  if (name == #kernel) return plan_call(plan, &KernelsOf<T>::kernel, given);
+#include "kernels.def"
+#undef KERNEL
+  TORCH_CHECK_VALUE(false, "TrainStep: no kernel ", name);
+}
+
+// Calls f(TrainingPlanOf<T>&) with the plan's T.
+template <class F>
+void of_dtype(TrainingPlan& plan, F f) {
+  if (plan.dtype() == at::kFloat) {
+    f(static_cast<TrainingPlanOf<float>&>(plan));
+  } else {
+    f(static_cast<TrainingPlanOf<double>&>(plan));
+  }
+}
+
+void call(TrainingPlan& plan, const std::string& name, const py::args& given) {
+  of_dtype(plan, [&]<class T>(TrainingPlanOf<T>& p) { plan_call<T>(p.planned(), name, given); });
+}
+
+void check_target(TrainingPlan& plan, py::handle target, int64_t n, int64_t classes, int64_t ignore_index) {
+  const int64_t* t;
+  parse(target, t);
+  of_dtype(plan, [&](auto& p) { p.planned().check_target(t, n, classes, ignore_index); });
+}
+
+void check_unit_interval(TrainingPlan& plan, py::handle x, int64_t n, bool is_target) {
+  of_dtype(plan, [&]<class T>(TrainingPlanOf<T>& p) {
+    const T* at;
+    parse(x, at);
+    p.planned().check_unit_interval(at, n, is_target);
+  });
+}
+
+// ---- running ----------------------------------------------------------------------------------------------
+
+// A plan with what it depends on in Python: the optimizer's groups and state, and the modes of the modules.
+struct Step {
+  std::unique_ptr<TrainingPlan> plan;
+  int64_t work;  // roughly: elements that are read and written
+  std::vector<std::pair<std::string, py::dict>> groups;
+  py::dict optimizer;  // its attributes
+  py::object state, param_groups;
+  Py_ssize_t states = 0, group_count = 0;
+  std::vector<std::pair<py::dict, bool>> modes;  // a module's attributes, and whether it was training
+
+  void watch(py::handle of, const std::vector<py::object>& modules) {
+    optimizer = of.attr("__dict__");
+    state = optimizer["state"], param_groups = optimizer["param_groups"];
+    states = PyDict_Size(state.ptr()), group_count = PyList_Size(param_groups.ptr());
+    modes.clear();
+    for (const py::object& m : modules) modes.emplace_back(m.attr("__dict__"), m.attr("training").cast<bool>());
+  }
+
+  // Whether optimizer and modes are what they were: a loaded state, say, is other objects.
+  bool is_current() const {
+    static PyObject* const names[] = {PyUnicode_InternFromString("state"),
+                                      PyUnicode_InternFromString("param_groups"),
+                                      PyUnicode_InternFromString("training")};
+    if (PyDict_GetItem(optimizer.ptr(), names[0]) != state.ptr() ||
+        PyDict_GetItem(optimizer.ptr(), names[1]) != param_groups.ptr() ||
+        PyDict_Size(state.ptr()) != states || PyList_Size(param_groups.ptr()) != group_count) {
+      return false;
+    }
+    return std::all_of(modes.begin(), modes.end(), [](const auto& mode) {
+      return PyDict_GetItem(mode.first.ptr(), names[2]) == (mode.second ? Py_True : Py_False);
+    });
+  }
+
+  void read_options() {
+    for (size_t i = 0; i < groups.size(); ++i) {
+      plan->updates[i].options = read_optimizer_options(groups[i].first, groups[i].second);
+    }
+  }
+};
+
+// f() while nobody else runs the plan, without the GIL where that is worth its while; what stops a run, as
+// the error that the eager operators raise.
+template <class F>
+void run(Step& step, bool release, F f) {
+  std::unique_lock lock(step.plan->mutex, std::try_to_lock);
+  std::optional<py::gil_scoped_release> no_gil;
+  if (release || !lock) no_gil.emplace();
+  if (!lock) lock.lock();
+  try {
+    f();
+  } catch (const BadTarget& bad) {
+    TORCH_CHECK_INDEX(false, "minidl::TrainStep: Target ", bad.value, " is out of bounds.");
+  } catch (const OutsideUnitInterval& bad) {
+    TORCH_CHECK(false, "minidl::TrainStep: bce: all elements of ", bad.is_target ? "target" : "input",
+                " should be between 0 and 1");
+  }
+}
+
+// None where x, y, or what the plan depends on, are not what was planned for.
+py::object step(Step& s, py::handle x, py::handle y) {
+  if (!THPVariable_Check(x.ptr()) || !THPVariable_Check(y.ptr()) || !s.is_current()) return py::none();
+  const at::Tensor &x_tensor = THPVariable_Unpack(x.ptr()), &y_tensor = THPVariable_Unpack(y.ptr());
+  if (!s.plan->fits(x_tensor, y_tensor)) return py::none();
+  s.read_options();
+  constexpr int64_t worth_releasing = 20000;
+  at::Tensor loss;
+  run(s, s.work > worth_releasing, [&] { loss = s.plan->step(x_tensor, y_tensor); });
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(loss));
+}
+
+// The losses are written into the tensor of that name, float64.
+void run_batches(Step& s, const at::Tensor& x, const at::Tensor& y, const std::optional<at::Tensor>& order,
+                 int64_t count, int64_t epochs, const at::Tensor& losses) {
+  TORCH_CHECK_VALUE(s.is_current() && s.plan->fits_rows(x, y) && losses.is_contiguous() &&
+                        losses.scalar_type() == at::kDouble && losses.numel() == count * epochs,
+                    "minidl.TrainStep: the data is not what was planned for");
+  s.read_options();
+  const auto poll = [] {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  };
+  run(s, true,
+      [&] { s.plan->run({x, y, order, count}, epochs, losses.mutable_data_ptr<double>(), poll); });
+}
+
+}  // namespace
+
+void bind_training_plan(py::module_& m) {
+  py::class_<Step>(m, "TrainingPlan", "See csrc/step/training_plan.h and minidl/step/")
+      .def(py::init([](at::ScalarType dtype, std::vector<int64_t> offsets, int64_t bytes) {
+             std::unique_ptr<TrainingPlan> plan;
+             if (dtype == at::kFloat) {
+               plan = std::make_unique<TrainingPlanOf<float>>(dtype, std::move(offsets), bytes);
+             } else {
+               plan = std::make_unique<TrainingPlanOf<double>>(dtype, std::move(offsets), bytes);
+             }
+             auto step = std::make_unique<Step>();
+             step->plan = std::move(plan);
+             step->work = bytes / 4;
+             return step;
+           }),
+           py::arg("dtype"), py::arg("offsets"), py::arg("bytes"))
+      .def("call",
+           [](Step& s, const std::string& name, const py::args& given) { call(*s.plan, name, given); })
+      .def("check_target", [](Step& s, py::handle target, int64_t n, int64_t classes,
+                              int64_t ignore) { check_target(*s.plan, target, n, classes, ignore); })
+      .def("check_unit_interval", [](Step& s, py::handle x, int64_t n,
+                                     bool is_target) { check_unit_interval(*s.plan, x, n, is_target); })
+      .def("bind", [](Step& s, int64_t slot, at::Tensor tensor,
+                      bool written) { s.plan->bind(slot, std::move(tensor), written); })
+      .def("bind_batch",
+           [](Step& s, int64_t x_slot, const at::Tensor& x, int64_t y_slot, const at::Tensor& y,
+              int64_t loss_slot) { s.plan->bind_batch(x_slot, x, y_slot, y, loss_slot); })
+      .def("draw_into", [](Step& s, int64_t slot) { s.plan->draw_into(slot); })
+      .def("count", [](Step& s, at::Tensor counter) { s.plan->count(std::move(counter)); })
+      .def("begin_commit", [](Step& s) { s.plan->begin_commit(); })
+      .def("update",
+           [](Step& s, std::string kind, py::dict group, const std::vector<py::tuple>& rows) {
+             Update u;
+             for (const py::tuple& row : rows) {
+               const auto state = row[2].cast<std::vector<std::optional<at::Tensor>>>();
+               Update::Row r{row[0].cast<at::Tensor>(), row[1].cast<int64_t>(), {},
+                             row[3].cast<std::optional<at::Tensor>>().value_or(at::Tensor()),
+                             row[4].cast<bool>()};
+               for (size_t i = 0; i < r.state.size(); ++i) r.state[i] = state[i].value_or(at::Tensor());
+               s.work += r.param.numel();
+               u.rows.push_back(std::move(r));
+             }
+             s.plan->updates.push_back(std::move(u));
+             s.groups.emplace_back(std::move(kind), std::move(group));
+           })
+      .def("watch", &Step::watch)
+      .def("fits", [](const Step& s, const at::Tensor& x,
+                      const at::Tensor& y) { return s.is_current() && s.plan->fits(x, y); })
+      .def("step", torch::wrap_pybind_function(step))
+      .def("run", torch::wrap_pybind_function(run_batches));
+}
+
+}  // namespace minidl

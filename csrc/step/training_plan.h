@@ -1,0 +1,131 @@
+// A planned training step of a model, and of its loss and optimizer: what runs when all decisions are taken.
+// minidl/step/ takes them, and fills it through bindings.cpp.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "step/plan.h"
+
+namespace minidl {
+
+using OptimizerOptions = std::variant<SgdParams, RmspropParams, AdamParams>;
+
+// The update of one parameter group.
+struct Update {
+  struct Row {
+    at::Tensor param;
+    int64_t grad;  // slot
+    std::array<at::Tensor, 3> state;
+    at::Tensor step;  // what counts the updates, where the optimizer does
+    bool first;       // as OptimizerTensor
+  };
+  OptimizerOptions options;  // read anew before each run
+  std::vector<Row> rows;
+};
+
+// The first `count` batches of a data set, its rows in the order of `order`, if there is one.
+struct Batches {
+  const at::Tensor &x, &y;
+  const std::optional<at::Tensor>& order;
+  int64_t count;
+};
+
+class TrainingPlan {
+ public:
+  // offsets: of each slot in the plan's own memory of so many bytes, or -1 for a slot to be bound.
+  TrainingPlan(at::ScalarType dtype, std::vector<int64_t> offsets, int64_t bytes);
+  virtual ~TrainingPlan() = default;
+  TrainingPlan(const TrainingPlan&) = delete;
+  TrainingPlan& operator=(const TrainingPlan&) = delete;
+
+  at::ScalarType dtype() const { return dtype_; }
+
+  // While planning. A bound tensor is read where it lies when the plan runs.
+  void bind(int64_t slot, at::Tensor tensor, bool written);
+  void bind_batch(int64_t x_slot, const at::Tensor& x, int64_t y_slot, const at::Tensor& y, int64_t loss_slot);
+  void draw_into(int64_t slot) { drawn_.push_back(slot); }   // two random words before each step
+  void count(at::Tensor counter) { counters_.push_back(std::move(counter)); }  // + 1 after each step
+  // Calls from here on are made once nothing can go wrong any more, and before the update.
+  virtual void begin_commit() = 0;
+  std::vector<Update> updates;
+
+  // Whether x and y are of the planned kind, and everything bound is as it was when planned, but for its address.
+  bool fits(const at::Tensor& x, const at::Tensor& y) const;
+  // Likewise for tensors with any number of rows, of which a step takes the planned number.
+  bool fits_rows(const at::Tensor& x, const at::Tensor& y) const;
+  // One step; the loss, as a tensor that nobody else holds. x and y fit.
+  at::Tensor step(const at::Tensor& x, const at::Tensor& y);
+  // All batches, `epochs` times; losses: where to write the loss of each step. poll is called now and then between
+  // two steps and may throw.
+  void run(const Batches& batches, int64_t epochs, double* losses, const std::function<void()>& poll);
+
+  // Held while the plan runs: its memory serves one step at a time.
+  std::mutex mutex;
+
+ protected:
+  virtual void run_step() = 0;
+  virtual double loss() const = 0;
+
+  at::Tensor memory_;
+  std::vector<char*> slots_;
+  int64_t loss_slot_ = -1;
+
+ private:
+  struct Bound {
+    int64_t slot;
+    at::Tensor tensor;
+    bool written, requires_grad;
+    at::DimVector sizes, strides;
+  };
+  struct Input {
+    int64_t slot = -1;
+    at::ScalarType dtype;
+    at::DimVector sizes;
+  };
+  bool fits_bound() const;
+  static bool fits(const Input& planned, const at::Tensor& x, bool any_rows);
+  void begin();
+  void draw();
+  void one_step();
+  int threads() const;
+  void end();
+
+  at::ScalarType dtype_;
+  std::vector<Bound> bound_;
+  Input x_, y_;
+  std::vector<int64_t> drawn_;
+  std::vector<at::Tensor> counters_;
+  std::array<at::Tensor, 4> results_;  // losses handed out: one is used again when nobody else holds it
+  size_t next_result_ = 0;
+  std::vector<char> gathered_;
+};
+
+template <class T>
+class TrainingPlanOf final : public TrainingPlan {
+ public:
+  using TrainingPlan::TrainingPlan;
+  Plan<T>& planned() { return committing_ ? commit_ : plan_; }
+  void begin_commit() override { committing_ = true; }
+
+ private:
+  void run_step() override;
+  double loss() const override;
+  void update(Update& u, const KernelsOf<T>& k, const Context& ctx);
+
+  Plan<T> plan_, commit_;
+  bool committing_ = false;
+  std::vector<OptimizerTensor<T>> rows_;
+  // Adam's step number, and what follows from it: a multiplication a step instead of two powers.
+  struct Corrections {
+    double step = -1, beta1 = 0, beta2 = 0, power1 = 1, power2 = 1, correction1 = 0, correction2 = 0;
+    void advance(double to, const AdamParams& p);
+  } corrections_;
+};
+
+}  // namespace minidl
