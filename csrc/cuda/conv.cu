@@ -53,10 +53,10 @@ Gathered<T> gathered(const ImageView<const T>& x, Axis i, Axis k, bool bounded, 
 constexpr int64_t few_channels = 8;
 constexpr int not_supported = 801;  // cudaErrorNotSupported
 
-// Whether every index and every row and column fits its 32 bits.
+// Whether every index, rounded up to whole blocks, and every row and column fits its 32 bits.
 template <class T>
 bool representable(const ConvProblem<T>& p, const ConvShape& s) {
-  constexpr int64_t most = INT32_MAX;
+  constexpr int64_t most = INT32_MAX - (1 << 10);
   bool fits = p.m <= most && p.n <= most && p.k <= most;
   for (int d = 0; d < 2; ++d) fits &= s.in[d] + 2 * s.padding[d] + s.dilation[d] * s.kernel[d] < most_rows;
   return fits;

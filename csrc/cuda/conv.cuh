@@ -1,119 +1,12 @@
-// Convolution as a product C(i, j) = sum over k of A(i, k) B(j, k) whose operands are read where they lie in their
-// tensors: the tile of a block is gathered into shared memory, and multiplied there as in gemm_simt.cuh and
-// gemm_mma.cuh.
-//
-// Both indices of an operand are an Axis: numbers with three digits (image, row and column of a pixel; channel, row
-// and column of a tap of the kernel), each of which adds to the offset in memory and to the row and column in the
-// picture. An element lies at the sum of the places of its two indices, and is 0 where that is outside the picture.
-// So each index is taken apart once, by one thread, into a table in shared memory.
+// The kernels of convolution: the tile of a block is gathered into shared memory (conv_problem.cuh says from where),
+// and multiplied there as in gemm_simt.cuh and gemm_mma.cuh.
 #pragma once
+#include "conv_problem.cuh"
 #include "gemm_mma.cuh"
 #include "reduce.cuh"
 
 namespace minidl::cuda {
 namespace {
-
-// n / count by a multiplication, for n < 2^31: Granlund and Montgomery, "Division by invariant integers using
-// multiplication", 1994.
-struct Divisor {
-  uint32_t count, magic, shift;
-
-  MINIDL_DEVICE int quotient(int n) const {
-    const auto u = static_cast<uint32_t>(n);
-    return static_cast<int>((static_cast<uint32_t>(uint64_t{u} * magic >> 32) + u) >> shift);
-  }
-};
-inline Divisor divisor_of(int64_t count) {
-  const uint64_t d = static_cast<uint64_t>(max_of<int64_t>(count, 1));
-  uint32_t shift = 0;
-  while (uint64_t{1} << shift < d) ++shift;
-  const uint64_t magic = (uint64_t{1} << 32) * ((uint64_t{1} << shift) - d) / d + 1;
-  return {static_cast<uint32_t>(d), static_cast<uint32_t>(magic), shift};
-}
-
-struct Place {
-  int64_t offset;
-  int row, col;
-};
-// Rows and columns stay below it; with any other place, a row of -far is outside of every picture.
-constexpr int far = 1 << 30, most_rows = far / 4;
-
-struct Digit {
-  int64_t count, stride = 0, row = 0, col = 0;
-};
-
-struct Axis {
-  Place first;
-  int64_t stride[3];  // of the digits, the slowest first
-  int row[3], col[3];
-  Divisor count[3];
-
-  // Of an index below `end`; else outside.
-  MINIDL_DEVICE Place at(int64_t index_, int64_t end) const {
-    if (index_ >= end) return {0, -far, 0};
-    const int index = static_cast<int>(index_), high = count[2].quotient(index);
-    const int c = index - high * static_cast<int>(count[2].count), a = count[1].quotient(high);
-    const int b = high - a * static_cast<int>(count[1].count);
-    return {first.offset + a * stride[0] + b * stride[1] + c * stride[2],
-            first.row + a * row[0] + b * row[1] + c * row[2],
-            first.col + a * col[0] + b * col[1] + c * col[2]};
-  }
-  MINIDL_DEVICE Place next(const Place& place, int digit) const {
-    return {place.offset + stride[digit], place.row + row[digit], place.col + col[digit]};
-  }
-};
-inline Axis axis_of(Place first, Digit slow, Digit middle, Digit fast) {
-  // Digits that are always 0 come first, so that the last one says how neighbours lie.
-  if (fast.count == 1) std::swap(middle, fast);
-  if (middle.count == 1) std::swap(slow, middle);
-  if (fast.count == 1) std::swap(middle, fast);
-  Axis axis = {.first = first};
-  int d = 0;
-  for (const Digit& digit : {slow, middle, fast}) {
-    axis.stride[d] = digit.count == 1 ? 0 : digit.stride;
-    axis.row[d] = static_cast<int>(digit.row);
-    axis.col[d] = static_cast<int>(digit.col);
-    axis.count[d++] = divisor_of(digit.count);
-  }
-  return axis;
-}
-
-// X(i, k) of all groups, `group` elements apart.
-template <class T>
-struct Gathered {
-  const T* data;
-  Axis i, k;
-  int height, width;
-  int64_t group;
-  bool along_k;  // whether elements lie nearer to one another along k than along i
-
-  MINIDL_DEVICE bool inside(const Place& x, const Place& y) const {
-    return static_cast<unsigned>(x.row + y.row) < static_cast<unsigned>(height) &&
-           static_cast<unsigned>(x.col + y.col) < static_cast<unsigned>(width);
-  }
-  MINIDL_DEVICE T read(const T* of_group, const Place& x, const Place& y) const {
-    return inside(x, y) ? of_group[x.offset + y.offset] : T{};
-  }
-};
-
-// tiles: of C, a block each. numbers: groups of few channels would leave most of a tile empty, so a thread for each
-// number of C; long_sums: or a block, where k is long.
-enum class ConvPath { tiles, numbers, long_sums };
-
-template <class T>
-struct ConvProblem {
-  T* c;
-  Axis out_i, out_j;
-  int64_t c_group;
-  Gathered<T> a, b;
-  int64_t batch, m, n, k;  // batch: groups
-  Epilogue<T> epilogue{};  // bias: n for each group
-  int64_t splits = 1, k_per_split = 0;
-  Wide<T>* partial = nullptr;  // as in Problem
-  ConvPath path = ConvPath::tiles;
-  bool large = false;    // tiles of 128 x 128, not 64 x 64
-  bool along_i = false;  // of numbers, neighbouring threads take neighbouring rows, not columns
-};
 
 // ---- tables of places, in shared memory
 
@@ -132,11 +25,12 @@ struct PlaceTables {
   template <class T>
   MINIDL_DEVICE void fill_rows(const ConvProblem<T>& p, const Tile& tile) {
     share(rows, [&](int r, bool of_a) {
-      (of_a ? a_i : b_i)[r] = of_a ? p.a.i.at(tile.row + r, p.m) : p.b.i.at(tile.col + r, p.n);
+      (of_a ? a_i : b_i)[r] =
+          of_a ? p.a.row_of(tile.batch, tile.row + r, p.m) : p.b.row_of(tile.batch, tile.col + r, p.n);
     });
   }
   template <class T>
-  MINIDL_DEVICE void fill_k(const ConvProblem<T>& p, const Tile& tile, int slot, int64_t k) {
+  MINIDL_DEVICE void fill_k(const ConvProblem<T>& p, const Tile& tile, int slot, int k) {
     share(bk, [&](int at, bool of_a) {
       (of_a ? a_k : b_k)[slot][at] = (of_a ? p.a : p.b).k.at(k + at, tile.k_end);
     });
@@ -176,13 +70,13 @@ struct Gather {
   static MINIDL_DEVICE int k_along_i(int v) {
     return (static_cast<int>(threadIdx.x) / rows + v / run * (gemm_block / rows)) * run + v % run;
   }
-  MINIDL_DEVICE void fetch(const Gathered<T>& x, const T* data, const Place* of_i, const Place* of_k) {
+  MINIDL_DEVICE void fetch(const Gathered<T>& x, const Place* of_i, const Place* of_k) {
     if (x.along_k) {
       const Place k = of_k[threadIdx.x % bk];
-      MINIDL_UNROLL for (int v = 0; v < count; ++v) held[v] = x.read(data, of_i[row_along_k(v)], k);
+      MINIDL_UNROLL for (int v = 0; v < count; ++v) held[v] = x.read(of_i[row_along_k(v)], k);
     } else {
       const Place i = of_i[threadIdx.x % rows];
-      MINIDL_UNROLL for (int v = 0; v < count; ++v) held[v] = x.read(data, i, of_k[k_along_i(v)]);
+      MINIDL_UNROLL for (int v = 0; v < count; ++v) held[v] = x.read(i, of_k[k_along_i(v)]);
     }
   }
   MINIDL_DEVICE void put(bool along_k, T* tile) const {
@@ -209,17 +103,16 @@ struct GatheredTile : MmaTile<T, size, order> {
   static constexpr int width = Tile::width, in_row = Tile::length / width;
   Gather<T, size, Tile::bk, Tile::pitch, 1, order == Order::none ? width : 1> one_by_one;
 
-  MINIDL_DEVICE void begin(T* tile, const Gathered<T>& x, const T* data, const Place* of_i,
-                           const Place* of_k) {
+  MINIDL_DEVICE void begin(T* tile, const Gathered<T>& x, const Place* of_i, const Place* of_k) {
     if constexpr (order == Order::none) {
-      one_by_one.fetch(x, data, of_i, of_k);
+      one_by_one.fetch(x, of_i, of_k);
     } else {
       MINIDL_UNROLL for (int v = 0; v < Tile::rows * in_row / gemm_block; ++v) {
         const int index = v * gemm_block + static_cast<int>(threadIdx.x);
         const int row = index / in_row, along = index % in_row * width;
         const Place i = of_i[Tile::k_major ? row : along], k = of_k[Tile::k_major ? along : row];
         const bool inside = x.inside(i, k);
-        copy_async_16(tile + row * Tile::pitch + along, inside ? data + i.offset + k.offset : x.data,
+        copy_async_16(tile + row * Tile::pitch + along, inside ? x.data + i.offset + k.offset : x.data,
                       inside ? 16 : 0);
       }
     }
@@ -242,31 +135,31 @@ __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
   Tables& places = tables[0];
 
   const Tile tile = tile_of_block<size, size>(p);
-  const T *a = p.a.data + tile.batch * p.a.group, *b = p.b.data + tile.batch * p.b.group;
+  const int k_begin = static_cast<int>(tile.k_begin), k_end = static_cast<int>(tile.k_end);
   places.fill_rows(p, tile);
-  places.fill_k(p, tile, 0, tile.k_begin);
-  places.fill_k(p, tile, 1, tile.k_begin + bk);
+  places.fill_k(p, tile, 0, k_begin);
+  places.fill_k(p, tile, 1, k_begin + bk);
   __syncthreads();
 
   const SimtPlaces<T, t> mine;
   T acc[t][t] = {};
   Gather<T, size, bk, 1, pitch, 1> gather_a, gather_b;
   const auto fetch = [&](int slot) {
-    gather_a.fetch(p.a, a, places.a_i, places.a_k[slot]);
-    gather_b.fetch(p.b, b, places.b_i, places.b_k[slot]);
+    gather_a.fetch(p.a, places.a_i, places.a_k[slot]);
+    gather_b.fetch(p.b, places.b_i, places.b_k[slot]);
   };
   const auto put = [&](int slot) {
     gather_a.put(p.a.along_k, a_tile[slot][0]);
     gather_b.put(p.b.along_k, b_tile[slot][0]);
   };
   int now = 0;
-  if (tile.k_begin < tile.k_end) {
+  if (k_begin < k_end) {
     fetch(0);
     put(0);
   }
   __syncthreads();
-  for (int64_t k0 = tile.k_begin; k0 < tile.k_end; k0 += bk) {
-    const bool more = k0 + bk < tile.k_end;
+  for (int k0 = k_begin; k0 < k_end; k0 += bk) {
+    const bool more = k0 + bk < k_end;
     if (more) fetch(now ^ 1);
     places.fill_k(p, tile, now, k0 + 2 * bk);  // what it held was fetched before the last barrier
     mine.multiply(acc, a_tile[now], b_tile[now]);
@@ -292,16 +185,16 @@ __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
   T *const a_tiles = shared, *const b_tiles = shared + mma_stages * TileA::elements;
 
   const Tile tile = tile_of_block<size, size>(p);
-  const T *a = p.a.data + tile.batch * p.a.group, *b = p.b.data + tile.batch * p.b.group;
+  const int k_begin = static_cast<int>(tile.k_begin), k_end = static_cast<int>(tile.k_end);
   places.fill_rows(p, tile);
-  for (int s = 0; s < mma_stages; ++s) places.fill_k(p, tile, s, tile.k_begin + s * bk);
+  for (int s = 0; s < mma_stages; ++s) places.fill_k(p, tile, s, k_begin + s * bk);
   __syncthreads();
 
   TileA tile_a;
   TileB tile_b;
   const auto begin = [&](int stage) {
-    tile_a.begin(a_tiles + stage * TileA::elements, p.a, a, places.a_i, places.a_k[stage]);
-    tile_b.begin(b_tiles + stage * TileB::elements, p.b, b, places.b_i, places.b_k[stage]);
+    tile_a.begin(a_tiles + stage * TileA::elements, p.a, places.a_i, places.a_k[stage]);
+    tile_b.begin(b_tiles + stage * TileB::elements, p.b, places.b_i, places.b_k[stage]);
   };
   const auto end = [&](int stage) {
     tile_a.end(a_tiles + stage * TileA::elements, p.a);
@@ -316,11 +209,11 @@ __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
   const MmaPlaces<T, t> mine;
   float acc[t][t][4] = {};
   int stage = 0;
-  for (int64_t k0 = tile.k_begin; k0 < tile.k_end; k0 += bk) {
+  for (int k0 = k_begin; k0 < k_end; k0 += bk) {
     copy_async_wait<mma_stages - 2>();
     __syncthreads();  // as in gemm_mma_kernel; and the places of the next stage are there
     const int next = (stage + mma_stages - 1) % mma_stages;
-    const bool more = k0 + (mma_stages - 1) * bk < tile.k_end;
+    const bool more = k0 + (mma_stages - 1) * bk < k_end;
     if (more) begin(next);
     copy_async_commit();
     places.fill_k(p, tile, stage, k0 + mma_stages * bk);
@@ -340,15 +233,14 @@ __global__ void __launch_bounds__(map_block) conv_numbers_kernel(const __grid_co
     // Neighbouring threads: neighbouring pixels, or neighbouring channels.
     const int64_t channels = p.batch * p.n, i = p.along_i ? e % p.m : e / channels;
     const int64_t channel = p.along_i ? e / p.m : e % channels, j = channel % p.n, group = channel / p.n;
-    const T *a = p.a.data + group * p.a.group, *b = p.b.data + group * p.b.group;
     const Axis &x = p.a.k, &y = p.b.k;
-    const Place pixel = p.a.i.at(i, p.m);
+    const Place pixel = p.a.row_of(group, i, p.m);
     const int middle = static_cast<int>(x.count[1].count), fast = static_cast<int>(x.count[2].count);
     const int slow = static_cast<int>(p.k) / (middle * fast);
     W sum = 0;
     // The digits of k one by one, rather than at().
     Place in0 = {pixel.offset + x.first.offset, pixel.row + x.first.row, pixel.col + x.first.col};
-    int64_t w0 = p.b.i.at(j, p.n).offset + y.first.offset;
+    int64_t w0 = p.b.row_of(group, j, p.n).offset + y.first.offset;
     for (int d0 = 0; d0 < slow; ++d0, in0 = x.next(in0, 0), w0 += y.stride[0]) {
       Place in1 = in0;
       int64_t w1 = w0;
@@ -356,12 +248,12 @@ __global__ void __launch_bounds__(map_block) conv_numbers_kernel(const __grid_co
         Place in2 = in1;
         int64_t w2 = w1;
         for (int d2 = 0; d2 < fast; ++d2, in2 = x.next(in2, 2), w2 += y.stride[2]) {
-          sum += widen(p.a.read(a, in2, {})) * widen(b[w2]);
+          sum += widen(p.a.read(in2, {})) * widen(p.b.data[w2]);
         }
       }
     }
     if (p.epilogue.bias) sum += widen(p.epilogue.bias[channel]);
-    T* c = p.c + group * p.c_group + p.out_i.at(i, p.m).offset + p.out_j.at(j, p.n).offset;
+    T* c = p.at(group, i, j);
     visit_activation<W>(p.epilogue.activation, [&](auto f) { *c = narrow<T>(f.forward(sum)); });
   });
 }
@@ -372,18 +264,17 @@ __global__ void __launch_bounds__(map_block) conv_long_sums_kernel(const __grid_
   const int64_t size = p.batch * p.m * p.n, e = blockIdx.x % size, split = blockIdx.x / size;
   const int64_t j = e % p.n, i = e / p.n % p.m, group = e / p.n / p.m;
   const int64_t end = min_of(p.k, (split + 1) * p.k_per_split);
-  const T *a = p.a.data + group * p.a.group, *b = p.b.data + group * p.b.group;
-  const Place row = p.a.i.at(i, p.m), col = p.b.i.at(j, p.n);
+  const Place row = p.a.row_of(group, i, p.m), col = p.b.row_of(group, j, p.n);
   W sum = 0;
   for (int64_t k = split * p.k_per_split + threadIdx.x; k < end; k += map_block) {
-    sum += widen(p.a.read(a, row, p.a.k.at(k, end))) * widen(p.b.read(b, col, p.b.k.at(k, end)));
+    sum += widen(p.a.read(row, p.a.k.at(k, end))) * widen(p.b.read(col, p.b.k.at(k, end)));
   }
   sum = block_sum(sum);
   if (threadIdx.x != 0) return;
   if (p.partial) {
     p.partial[split * size + e] = sum;
   } else {
-    p.c[group * p.c_group + p.out_i.at(i, p.m).offset + p.out_j.at(j, p.n).offset] = narrow<T>(sum);
+    *p.at(group, i, j) = narrow<T>(sum);
   }
 }
 
@@ -397,7 +288,7 @@ __global__ void __launch_bounds__(map_block) finish_conv_kernel(const __grid_con
     for (int64_t split = 1; split < p.splits; ++split) sum += p.partial[split * size + e];
     const int64_t j = e % p.n, i = e / p.n % p.m, group = e / p.n / p.m;
     if (p.epilogue.bias) sum += widen(p.epilogue.bias[group * p.n + j]);
-    T* c = p.c + group * p.c_group + p.out_i.at(i, p.m).offset + p.out_j.at(j, p.n).offset;
+    T* c = p.at(group, i, j);
     visit_activation<W>(p.epilogue.activation, [&](auto f) { *c = narrow<T>(f.forward(sum)); });
   });
 }
