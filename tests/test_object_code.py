@@ -61,6 +61,10 @@ def test_the_module_holds_every_kernel_once_an_architecture(architecture: str) -
         "list_kernel",
         "gemm_simt_kernel",
         "gemm_mma_kernel",
+        "conv_simt_kernel",
+        "conv_mma_kernel",
+        "conv_numbers_kernel",
+        "planes_backward_kernel",
     ):
         assert any(part in name for name in names), part
     assert len(names) > 300
@@ -74,7 +78,8 @@ def test_newer_devices_find_ptx() -> None:
 def test_registers(architecture: str) -> None:
     """Two blocks of a product fit a multiprocessor, and what is on the way to memory is not spilled to it."""
     everything = kernels(architecture)
-    assert [k for k in everything if "gemm_" in k.name and k.registers > 128] == []
+    tiled = [k for k in everything if "gemm_" in k.name or "conv_mma" in k.name or "conv_simt" in k.name]
+    assert [k for k in tiled if k.registers > 128] == []
     # 32 bytes: of registers that live across a loop, not within it. Operands without an order are not hot.
     assert [k for k in everything if k.stack > 32 and "Order" not in k.name] == []
     ordered = [k for k in everything if "gemm_" in k.name and "5OrderE2" not in k.name]
@@ -96,6 +101,8 @@ EXPECTED = {
     ],
     "gemm_mma_kernelINS_4HalfELi4ELNS1_5OrderE0": ["HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.M88.4"],
     "gemm_mma_kernelINS_4HalfELi4ELNS1_5OrderE1": ["HMMA.16816.F32", "LDSM.16.MT88.4"],
+    "conv_simt_kernelIfLi8E": ["LDS.128", "FFMA"],
+    "conv_mma_kernelINS_8BFloat16ELi4ELNS1_5OrderE0": ["HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128"],
     "gemm_mma_kernelIfLi4ELNS1_5OrderE0": ["HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128"],
 }
 

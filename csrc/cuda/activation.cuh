@@ -124,5 +124,14 @@ __host__ __device__ void visit_activation(Activation f, F visit) {
   }
 }
 
+// The activations whose derivative is computed from the output.
+template <class T, class Visit>
+void visit_invertible(ActivationKind kind, Visit visit) {
+  if (kind == ActivationKind::relu) return visit(Relu<T>{});
+  if (kind == ActivationKind::sigmoid) return visit(Sigmoid<T>{});
+  if (kind == ActivationKind::tanh) return visit(Tanh<T>{});
+  visit(Identity<T>{});
+}
+
 }  // namespace
 }  // namespace minidl::cuda

@@ -58,6 +58,44 @@ struct MmaTile {
   }
 };
 
+// Where a warp's 16 t x 8 t numbers lie in the tile of its block, and which of them are a thread's.
+template <class T, int t>
+struct MmaPlaces {
+  static_assert(t % 2 == 0, "fragments of B come in pairs");
+  int row, col, lane;
+
+  MINIDL_DEVICE MmaPlaces() {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    row = warp / 4 * 16 * t, col = warp % 4 * 8 * t, lane = static_cast<int>(threadIdx.x) % 32;
+  }
+  // acc += the product of two blocks of k in shared memory.
+  template <class TileA, class TileB>
+  MINIDL_DEVICE void multiply(float (&acc)[t][t][4], const T* a, const T* b) const {
+    MINIDL_UNROLL for (int k = 0; k < TileA::bk; k += TileA::k_step) {
+      uint32_t x[t][4], y[t][2];
+      MINIDL_UNROLL for (int i = 0; i < t; ++i) TileA::fragment(x[i], a, row + 16 * i, k);
+      MINIDL_UNROLL for (int j = 0; j < t; j += 2) {
+        uint32_t both[4];
+        TileB::fragment(both, b, col + 8 * j, k);
+        MINIDL_UNROLL for (int h = 0; h < 4; ++h) y[j + h % 2][h / 2] = both[h];
+      }
+      MINIDL_UNROLL for (int i = 0; i < t; ++i) {
+        MINIDL_UNROLL for (int j = 0; j < t; ++j) mma<T>(acc[i][j], x[i], y[j]);
+      }
+    }
+  }
+  template <class Put>
+  MINIDL_DEVICE void each(const float (&acc)[t][t][4], Put put) const {
+    MINIDL_UNROLL for (int i = 0; i < t; ++i) {
+      MINIDL_UNROLL for (int j = 0; j < t; ++j) {
+        MINIDL_UNROLL for (int e = 0; e < 4; ++e) {
+          put(row + 16 * i + e / 2 * 8 + lane / 4, col + 8 * j + lane % 4 * 2 + e % 2, acc[i][j][e]);
+        }
+      }
+    }
+  }
+};
+
 constexpr int mma_stages = 3;
 template <class T, int t, Order a_order, Order b_order>
 constexpr size_t mma_shared_bytes =
@@ -70,14 +108,12 @@ __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
   using TileA = MmaTile<T, bm, a_order>;
   using TileB = MmaTile<T, bn, b_order>;
   constexpr int bk = TileA::bk;
-  static_assert(t % 2 == 0, "fragments of B come in pairs");
   MINIDL_DYNAMIC_SHARED(T, shared);
   T *const a_tiles = shared, *const b_tiles = shared + mma_stages * TileA::elements;
 
   const Tile tile = tile_of_block<bm, bn>(p);
   const T *a = p.a.data + tile.batch * p.a.batch_stride, *b = p.b.data + tile.batch * p.b.batch_stride;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = warp / 4 * 16 * t, col = warp % 4 * 8 * t;
+  const MmaPlaces<T, t> places;
 
   // Every stage is a group of copies, empty past the end, so that the number of groups to wait for is
   // constant.
@@ -97,31 +133,12 @@ __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
     __syncthreads();  // the stage is there for all, and all are done with the one before, which is
                       // overwritten:
     copy(k0 + (mma_stages - 1) * bk, (stage + mma_stages - 1) % mma_stages);
-    const T *a_tile = a_tiles + stage * TileA::elements, *b_tile = b_tiles + stage * TileB::elements;
-    MINIDL_UNROLL for (int k = 0; k < bk; k += TileA::k_step) {
-      uint32_t x[t][4], y[t][2];
-      MINIDL_UNROLL for (int i = 0; i < t; ++i) TileA::fragment(x[i], a_tile, row + 16 * i, k);
-      MINIDL_UNROLL for (int j = 0; j < t; j += 2) {
-        uint32_t both[4];
-        TileB::fragment(both, b_tile, col + 8 * j, k);
-        MINIDL_UNROLL for (int h = 0; h < 4; ++h) y[j + h % 2][h / 2] = both[h];
-      }
-      MINIDL_UNROLL for (int i = 0; i < t; ++i) {
-        MINIDL_UNROLL for (int j = 0; j < t; ++j) mma<T>(acc[i][j], x[i], y[j]);
-      }
-    }
+    places.template multiply<TileA, TileB>(acc, a_tiles + stage * TileA::elements,
+                                           b_tiles + stage * TileB::elements);
     stage = (stage + 1) % mma_stages;
   }
   copy_async_wait<0>();
-  write_tile(p, tile, [&](auto put) {
-    MINIDL_UNROLL for (int i = 0; i < t; ++i) {
-      MINIDL_UNROLL for (int j = 0; j < t; ++j) {
-        MINIDL_UNROLL for (int e = 0; e < 4; ++e) {
-          put(row + 16 * i + e / 2 * 8 + lane / 4, col + 8 * j + lane % 4 * 2 + e % 2, acc[i][j][e]);
-        }
-      }
-    }
-  });
+  write_tile(p, tile, [&](auto put) { places.each(acc, put); });
 }
 
 }  // namespace

@@ -60,11 +60,47 @@ struct TileLoader {
   }
 };
 
+// Where a thread's t x t numbers lie in the tile of its block: of a lane's groups of `width` rows, 8 lanes' lie
+// side by side; of its columns, 4 lanes'.
+template <class T, int t>
+struct SimtPlaces {
+  static constexpr int width = vec_width<T>, groups = t / width;
+  static_assert(t % width == 0, "a lane reads its rows and columns of a k in whole vectors");
+  int row, col;
+
+  MINIDL_DEVICE SimtPlaces() {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    row = warp / 4 * 8 * t + lane / 4 * width;
+    col = warp % 4 * 4 * t + lane % 4 * width;
+  }
+  // acc += the product of two blocks of k in shared memory.
+  template <int bk, int pitch_a, int pitch_b>
+  MINIDL_DEVICE void multiply(T (&acc)[t][t], const T (&a)[bk][pitch_a], const T (&b)[bk][pitch_b]) const {
+    MINIDL_UNROLL for (int k = 0; k < bk; ++k) {
+      T x[t], y[t];
+      MINIDL_UNROLL for (int g = 0; g < groups; ++g) {
+        load<width>(reinterpret_cast<T(&)[width]>(x[g * width]), &a[k][row + g * 8 * width]);
+        load<width>(reinterpret_cast<T(&)[width]>(y[g * width]), &b[k][col + g * 4 * width]);
+      }
+      MINIDL_UNROLL for (int i = 0; i < t; ++i) {
+        MINIDL_UNROLL for (int j = 0; j < t; ++j) acc[i][j] += x[i] * y[j];
+      }
+    }
+  }
+  template <class Put>
+  MINIDL_DEVICE void each(const T (&acc)[t][t], Put put) const {
+    MINIDL_UNROLL for (int i = 0; i < t; ++i) {
+      MINIDL_UNROLL for (int j = 0; j < t; ++j) {
+        put(row + i / width * 8 * width + i % width, col + j / width * 4 * width + j % width, acc[i][j]);
+      }
+    }
+  }
+};
+
 template <class T, int t, int bk, Order a_order, Order b_order>
 __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
     gemm_simt_kernel(const __grid_constant__ Problem<T> p) {
-  constexpr int bm = 16 * t, bn = 16 * t, width = vec_width<T>, groups = t / width;
-  static_assert(t % width == 0, "a lane reads its rows and columns of a k in whole vectors");
+  constexpr int bm = 16 * t, bn = 16 * t;
   using LoaderA = TileLoader<T, bm, bk, a_order>;
   using LoaderB = TileLoader<T, bn, bk, b_order>;
   MINIDL_SHARED(T, a_tile, [2][bk][LoaderA::pitch]);
@@ -72,9 +108,7 @@ __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
 
   const Tile tile = tile_of_block<bm, bn>(p);
   const T *a = p.a.data + tile.batch * p.a.batch_stride, *b = p.b.data + tile.batch * p.b.batch_stride;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  // Of a lane's groups of `width` rows, 8 lanes' lie side by side; of its columns, 4 lanes'.
-  const int row = warp / 4 * 8 * t + lane / 4 * width, col = warp % 4 * 4 * t + lane % 4 * width;
+  const SimtPlaces<T, t> places;
 
   T acc[t][t] = {};
   LoaderA load_a;
@@ -93,29 +127,14 @@ __global__ void __launch_bounds__(gemm_block, gemm_blocks_per_sm)
   for (int64_t k0 = tile.k_begin; k0 < tile.k_end; k0 += bk) {
     const bool more = k0 + bk < tile.k_end;
     if (more) fetch(k0 + bk);
-    MINIDL_UNROLL for (int k = 0; k < bk; ++k) {
-      T x[t], y[t];
-      MINIDL_UNROLL for (int g = 0; g < groups; ++g) {
-        load<width>(reinterpret_cast<T(&)[width]>(x[g * width]), &a_tile[now][k][row + g * 8 * width]);
-        load<width>(reinterpret_cast<T(&)[width]>(y[g * width]), &b_tile[now][k][col + g * 4 * width]);
-      }
-      MINIDL_UNROLL for (int i = 0; i < t; ++i) {
-        MINIDL_UNROLL for (int j = 0; j < t; ++j) acc[i][j] += x[i] * y[j];
-      }
-    }
+    places.multiply(acc, a_tile[now], b_tile[now]);
     if (!more) break;
     now ^= 1;
     load_a.put(a_tile[now]);
     load_b.put(b_tile[now]);
     __syncthreads();
   }
-  write_tile(p, tile, [&](auto put) {
-    MINIDL_UNROLL for (int i = 0; i < t; ++i) {
-      MINIDL_UNROLL for (int j = 0; j < t; ++j) {
-        put(row + i / width * 8 * width + i % width, col + j / width * 4 * width + j % width, acc[i][j]);
-      }
-    }
-  });
+  write_tile(p, tile, [&](auto put) { places.each(acc, put); });
 }
 
 }  // namespace

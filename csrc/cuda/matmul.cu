@@ -4,21 +4,7 @@
 namespace minidl::cuda {
 namespace {
 
-// ---- the GEMM: which kernel, which tile, how many splits
-
-// k of a split: less is not worth its share of the second kernel.
-constexpr int64_t least_k_per_split = 128, most_splits = 32;
-
-// Tiles that do not fill the device share their k among several blocks each.
-inline int64_t splits_for(int64_t tiles, int64_t k, const Context& ctx) {
-  const int64_t wanted = 2 * sm_count(ctx) / max_of<int64_t>(tiles, 1);
-  return max_of<int64_t>(1, min_of(min_of(wanted, most_splits), k / least_k_per_split));
-}
-
-template <class T>
-int64_t tiles_of(const Problem<T>& p, int size) {
-  return ceil_div(p.m, size) * ceil_div(p.n, size) * p.batch;
-}
+// ---- the GEMM: which kernel
 
 template <Order order>
 using OrderOf = std::integral_constant<Order, order>;
@@ -70,15 +56,6 @@ void launch_gemm(const Problem<T>& p, bool large, int64_t blocks, const Context&
 // A block takes 32 columns (a warp's width) of a run of rows, its warps take every `warps`-th row of it. Sums
 // of several runs are added up in their order by a second kernel.
 
-// The activations whose derivative is computed from the output.
-template <class W, class Visit>
-void visit_invertible(ActivationKind kind, Visit visit) {
-  if (kind == ActivationKind::relu) return visit(Relu<W>{});
-  if (kind == ActivationKind::sigmoid) return visit(Sigmoid<W>{});
-  if (kind == ActivationKind::tanh) return visit(Tanh<W>{});
-  visit(Identity<W>{});
-}
-
 constexpr int column_warps = 8, column_block = 32 * column_warps;
 
 template <class T, class F>
@@ -117,16 +94,6 @@ __global__ void __launch_bounds__(column_block)
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(map_block)
-    finish_columns_kernel(T* db, const double* partial, int64_t runs, int64_t n) {
-  ThreadShare{}.each<1>(n, false, [&](int64_t j, auto) {
-    double sum = 0;
-    for (int64_t run = 0; run < runs; ++run) sum += partial[run * n + j];
-    db[j] = narrow<T>(static_cast<Wide<T>>(sum));
-  });
-}
-
 }  // namespace
 
 // ---- launchers
@@ -146,9 +113,8 @@ void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView
                   k,
                   epilogue};
   const bool large = sizeof(T) < 8 && tiles_of(p, 128) >= sm_count(ctx);
-  const int64_t tiles = tiles_of(p, large ? 128 : 64), multiple = 64;  // of every kernel's block of k
-  p.k_per_split = ceil_div(ceil_div(k, splits_for(tiles, k, ctx)), multiple) * multiple;
-  p.splits = max_of<int64_t>(1, ceil_div(k, max_of(p.k_per_split, multiple)));
+  const int64_t tiles = tiles_of(p, large ? 128 : 64);
+  split_k(p, tiles, ctx);
   if (p.splits > 1 || !fits_in_tile(epilogue.activation.kind)) {
     p.partial =
         static_cast<Wide<T>*>(ctx.workspace(sizeof(Wide<T>) * static_cast<size_t>(p.splits * batch * m * n)));

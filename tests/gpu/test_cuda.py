@@ -40,6 +40,33 @@ def cases() -> Iterator[tuple[str, Function, Function, tuple[Tensor, ...]]]:
             ours = lambda x, w, b, name=name: F.linear(x, w, b, name)  # noqa: E731
             theirs = lambda x, w, b, name=name: getattr(torch, name)(TF.linear(x, w, b))  # noqa: E731
             yield f"linear + {name} {m} {k} {n}", ours, theirs, (x, w, b)
+    for shape, kernel, options in (
+        ((3, 5, 9, 11), (7, 5, 3, 3), {"padding": 1}),
+        ((2, 64, 28, 28), (96, 64, 3, 3), {"padding": 1}),
+        ((4, 16, 17, 15), (24, 16, 3, 2), {"stride": 2, "dilation": (1, 2)}),
+        ((8, 3, 33, 33), (16, 3, 5, 5), {"stride": 3, "padding": 2}),
+        ((2, 128, 9, 9), (256, 128, 1, 1), {}),
+        ((2, 48, 14, 14), (48, 1, 3, 3), {"padding": 1, "groups": 48}),
+        ((2, 64, 14, 14), (128, 16, 3, 3), {"padding": 1, "groups": 4}),
+    ):
+        x, w, b = torch.randn(shape), torch.randn(kernel), torch.randn(kernel[0])
+        x, w, b = x.double(), w.double() / w[0].numel() ** 0.5, b.double()
+        for order in (torch.contiguous_format, torch.channels_last):
+            ours = lambda x, w, b, o=options, m=order: F.conv2d(  # noqa: E731
+                x.to(memory_format=m), w.to(memory_format=m), b, **o, activation="tanh"
+            )
+            theirs = lambda x, w, b, o=options, m=order: TF.conv2d(  # noqa: E731
+                x.to(memory_format=m), w.to(memory_format=m), b, **o
+            ).tanh()
+            yield f"conv2d + tanh {shape} {kernel} {options} {order}", ours, theirs, (x, w, b)
+    x, w = torch.randn(2, 12, 9, 9).double(), torch.randn(12, 10, 4, 4).double() / 14
+    for stride in (1, 2, 3):
+        yield (
+            f"conv_transpose2d, stride {stride}",
+            lambda x, w, s=stride: F.conv_transpose2d(x, w, stride=s, padding=1),
+            lambda x, w, s=stride: TF.conv_transpose2d(x, w, stride=s, padding=1),
+            (x, w),
+        )
     a, b = torch.randn(5, 33, 65).double(), torch.randn(5, 65, 40).double() / 8
     yield "batched matmul", F.matmul, torch.matmul, (a, b)
     for n in (1, 31, 4099, 300007):

@@ -2,6 +2,7 @@
 // that nobody has checked.
 #pragma once
 #include "sim/check_dropout.h"
+#include "sim/check_conv.h"
 #include "sim/narrow.h"
 
 namespace {
@@ -276,6 +277,7 @@ void check_narrow_all(void (*run)(const char*, void (*)())) {
   run("matmul narrow", check_mma<T>);
   run("optimizer clipping narrow", check_narrow_lists<T>);
   run("dropout narrow", check_narrow_dropout<T>);
+  run("conv narrow", check_narrow_conv<T>);
 }
 
 void check_cuda(void (*run)(const char*, void (*)())) {
@@ -285,6 +287,7 @@ void check_cuda(void (*run)(const char*, void (*)())) {
   run("softmax bad targets", check_bad_targets<double>);
 #endif
   run("matmul tf32", check_mma<float>);
+  run("conv tf32", check_narrow_conv<float>);
   run("softmax bad targets", check_bad_targets<float>);
   run("softmax optimizer thresholds", check_thresholds);
 }
