@@ -33,5 +33,17 @@ if _release(torch.__version__) != _release(_build_info.torch):
 
 from minidl import _C, functional, memory, nn, optim  # noqa: E402
 from minidl.convert import convert, revert  # noqa: E402
+from minidl.step import TrainStep, UnsupportedError  # noqa: E402
 
-__all__ = ["_C", "__version__", "convert", "functional", "memory", "nn", "optim", "revert"]
+__all__ = [
+    "TrainStep",
+    "UnsupportedError",
+    "_C",
+    "__version__",
+    "convert",
+    "functional",
+    "memory",
+    "nn",
+    "optim",
+    "revert",
+]

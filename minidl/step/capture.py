@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = Callable[..., Any]
@@ -70,6 +69,8 @@ def capture(
     Shapes and dtypes that do not fit raise what they raise in eager training; UnsupportedError for Python that
     depends on the values of tensors.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes a second to import
+
     whole = _Whole(model, loss)
     named = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
     ids = {id(p) for p in updated}

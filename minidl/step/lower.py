@@ -147,7 +147,7 @@ class Lowering:
             elif name == "getitem":
                 self.values[node] = self.values[node.args[0]].get(node.args[1])
             elif name in VIEWS:
-                self.view(node)
+                self.view(node, name, arguments[node])
             elif name in LOWERINGS:
                 given = {
                     key: self.value(a) if isinstance(a, Node) or a is None else a
@@ -157,9 +157,14 @@ class Lowering:
             else:
                 raise Unlowered(node, "is not among what a plan can call")
 
-    def view(self, node: Node) -> None:
+    def view(self, node: Node, name: str, arguments: dict[str, Any]) -> None:
         base, like = self.values[node.args[0]], node.meta["val"]
-        offset = like.storage_offset() * like.element_size()
+        offset = base.address.offset
+        if name in ("aten.slice", "aten.select"):  # the graph's values do not say where in their storage they begin
+            first = arguments["index"] if name == "aten.select" else arguments["start"] or 0
+            dim = arguments["dim"]
+            first = max(first + base.shape[dim], 0) if first < 0 else min(first, base.shape[dim])
+            offset += first * base.stride[dim] * base.dtype.itemsize
         self.values[node] = Value(
             Address(base.address.slot, offset), tuple(like.shape), like.stride(), like.dtype
         )

@@ -131,7 +131,7 @@ def _gradients(p: Lowering, captured: Captured, grads: list[Any]) -> dict[Tensor
             continue
         value = p.values[node]
         ordered = p.ordered(value, parameter.stride())
-        if not parameter.is_non_overlapping_and_dense():  # type: ignore[attr-defined]
+        if not ordered.is_dense:
             raise Unlowered(node, "is the gradient of a parameter whose elements do not fill one block of memory")
         taken = any(v.address.slot == ordered.address.slot for v in result.values())
         if ordered.address.offset or taken or p.slots[ordered.address.slot].bound:
