@@ -64,12 +64,17 @@ double number(const py::dict& group) {
 
 template <Literal name>
 bool flag(const py::dict& group) {
-  return option<name>(group).template cast<bool>();
+  const py::handle value = option<name>(group);
+  return value.ptr() == Py_True || (value.ptr() != Py_False && value.cast<bool>());
 }
 
 std::pair<double, double> betas(const py::dict& group) {
-  const auto pair = py::cast<py::sequence>(option<"betas">(group));
-  return {to_number(pair[0]), to_number(pair[1])};
+  const py::handle pair = option<"betas">(group);
+  if (PyTuple_CheckExact(pair.ptr()) && PyTuple_GET_SIZE(pair.ptr()) == 2) {
+    return {to_number(PyTuple_GET_ITEM(pair.ptr(), 0)), to_number(PyTuple_GET_ITEM(pair.ptr(), 1))};
+  }
+  const auto sequence = py::cast<py::sequence>(pair);
+  return {to_number(sequence[0]), to_number(sequence[1])};
 }
 
 const at::Tensor& tensor(py::handle x) {
@@ -282,8 +287,6 @@ void clip_value(const std::vector<at::Tensor>& grads, double bound) {
 }  // namespace
 
 OptimizerOptions read_optimizer_options(const std::string& kind, const py::dict& group) {
-  check_off<"differentiable">(group);
-  check_off<"capturable">(group);
   if (kind == "sgd_step") return sgd_options(group);
   if (kind == "rmsprop_step") return rmsprop_options(group);
   return adam_options(group);

@@ -12,7 +12,7 @@ namespace minidl {
 using OptimizerOptions = std::variant<SgdParams, RmspropParams, AdamParams>;
 
 // What a parameter group of an optimizer says, kind being the name of its kernel: sgd_step, rmsprop_step or
-// adam_step. NotImplementedError where it says differentiable or capturable.
+// adam_step.
 OptimizerOptions read_optimizer_options(const std::string& kind, const pybind11::dict& group);
 
 // Adds sgd_step, rmsprop_step and adam_step: (group, state) -> bool, with group one of an optimizer's

@@ -22,6 +22,7 @@ struct Blocks {
 };
 
 // Where one way of doing it begins to beat another. Measured; sizes in elements.
+constexpr int64_t tiny_size = 512;      // multiply-adds: below this, to choose takes longer than to multiply
 constexpr double serial_flops = 2e6;    // about 20 us: below this, waking a thread costs more than it saves
 constexpr int64_t dot_rows = 8;         // up to so many rows of A, dot products beat packing a transposed B
 constexpr int64_t axpy_size = 1 << 15;  // from this size of B on, a single row of A takes axpy_gemm
@@ -194,6 +195,20 @@ bool is_dot_gemm(const Gemm<T>& g) {
   return g.m <= dot_rows && g.a.col_stride == 1 && g.b.row_stride == 1 && g.b.col_stride != 1;
 }
 
+// C = A B by its definition.
+template <class T>
+void tiny_gemm(const Gemm<T>& g) {
+  for (int64_t i = 0; i < g.m; ++i) {
+    for (int64_t j = 0; j < g.n; ++j) {
+      const T *a = g.a.data + i * g.a.row_stride, *b = g.b.data + j * g.b.col_stride;
+      T sum = 0;
+      for (int64_t p = 0; p < g.k; ++p, a += g.a.col_stride, b += g.b.row_stride) sum += *a * *b;
+      g.c[i * g.ldc + j] = g.epilogue.bias ? sum + g.epilogue.bias[j] : sum;
+    }
+  }
+  activate(g.c, g.ldc, g.m, g.n, g.epilogue.activation);
+}
+
 // One product, split over at most `parts` threads.
 template <class T>
 void split_gemm(const Gemm<T>& g, const Blocks<T>& blocks, int64_t parts, T* workspace) {
@@ -303,6 +318,7 @@ void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView
                    k,
                    epilogue};
   };
+  if (batch == 1 && m * n * k <= tiny_size) return tiny_gemm(product(0));
   const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   const int64_t threads = flops * static_cast<double>(batch) < serial_flops ? 1 : ctx.threads;
   T* workspace = static_cast<T*>(ctx.workspace(static_cast<size_t>(threads * per_thread) * sizeof(T)));

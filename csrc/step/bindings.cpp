@@ -2,6 +2,7 @@
 // pointers as None or (slot, offset in bytes), enumerations as numbers, activations as (name, alpha, beta).
 #include "step/bindings.h"
 
+#include <ATen/EmptyTensor.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -171,6 +172,10 @@ struct Step {
   py::object state, param_groups;
   Py_ssize_t states = 0, group_count = 0;
   std::vector<std::pair<py::dict, bool>> modes;  // a module's attributes, and whether it was training
+  // Losses that were handed out. To make a tensor takes as long as a small step, so one that nobody holds any more
+  // is handed out again.
+  std::array<py::object, 4> losses;
+  size_t next_loss = 0;
 
   void watch(py::handle of, const std::vector<py::object>& modules) {
     optimizer = of.attr("__dict__");
@@ -220,6 +225,17 @@ void run(Step& step, bool release, F f) {
   }
 }
 
+// A 0-d tensor that is nobody else's.
+const py::object& fresh_loss(Step& s) {
+  py::object& loss = s.losses[s.next_loss++ % s.losses.size()];
+  if (loss && Py_REFCNT(loss.ptr()) == 1) {
+    const at::Tensor& tensor = THPVariable_Unpack(loss.ptr());
+    if (tensor.use_count() == 1 && tensor.storage().use_count() == 1) return loss;
+  }
+  const at::Tensor tensor = at::detail::empty_cpu({}, s.plan->dtype(), /*pin_memory=*/false, std::nullopt);
+  return loss = py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
+}
+
 // None where x, y, or what the plan depends on, are not what was planned for.
 py::object step(Step& s, py::handle x, py::handle y) {
   if (!THPVariable_Check(x.ptr()) || !THPVariable_Check(y.ptr()) || !s.is_current()) return py::none();
@@ -227,9 +243,39 @@ py::object step(Step& s, py::handle x, py::handle y) {
   if (!s.plan->fits(x_tensor, y_tensor)) return py::none();
   s.read_options();
   constexpr int64_t worth_releasing = 20000;
-  at::Tensor loss;
-  run(s, s.work > worth_releasing, [&] { loss = s.plan->step(x_tensor, y_tensor); });
-  return py::reinterpret_steal<py::object>(THPVariable_Wrap(loss));
+  py::object loss = fresh_loss(s);
+  const at::Tensor& tensor = THPVariable_Unpack(loss.ptr());
+  run(s, s.work > worth_releasing, [&] { s.plan->step(x_tensor, y_tensor, tensor); });
+  return loss;
+}
+
+// step as a function of x and y that Python calls in the quickest way there is.
+PyObject* call_step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 2) {
+    PyErr_Format(PyExc_TypeError, "a TrainStep takes x and y, but got %zd arguments", count);
+    return nullptr;
+  }
+  auto* s = static_cast<Step*>(PyCapsule_GetPointer(self, nullptr));
+  try {
+    return step(*s, arguments[0], arguments[1]).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+  END_HANDLE_TH_ERRORS
+}
+
+py::object step_function(py::object plan) {
+  static PyMethodDef definition = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(call_step)),
+                                   METH_FASTCALL, nullptr};
+  auto* step = plan.cast<Step*>();
+  // The capsule keeps the plan.
+  const auto self = py::reinterpret_steal<py::object>(PyCapsule_New(step, nullptr, [](PyObject* capsule) {
+    py::handle(static_cast<PyObject*>(PyCapsule_GetContext(capsule))).dec_ref();
+  }));
+  PyCapsule_SetContext(self.ptr(), plan.release().ptr());
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&definition, self.ptr()));
 }
 
 // The losses are written into the tensor of that name, float64.
@@ -293,10 +339,11 @@ void bind_training_plan(py::module_& m) {
              s.plan->updates.push_back(std::move(u));
              s.groups.emplace_back(std::move(kind), std::move(group));
            })
+      .def("finish", [](Step& s) { s.plan->finish(); })
       .def("watch", &Step::watch)
       .def("fits", [](const Step& s, const at::Tensor& x,
                       const at::Tensor& y) { return s.is_current() && s.plan->fits(x, y); })
-      .def("step", torch::wrap_pybind_function(step))
+      .def("step_function", step_function)
       .def("run", torch::wrap_pybind_function(run_batches));
 }
 

@@ -62,6 +62,7 @@ bool TrainingPlan::fits_rows(const at::Tensor& x, const at::Tensor& y) const {
 
 void TrainingPlan::begin() {
   for (const Bound& b : bound_) slots_[b.slot] = static_cast<char*>(const_cast<void*>(b.tensor.const_data_ptr()));
+  resolve_updates();
 }
 
 // As csrc/ops/dropout.cpp draws them, one draw a dropout, in the order of the forward pass.
@@ -82,20 +83,25 @@ void TrainingPlan::one_step() {
   for (const at::Tensor& counter : counters_) ++*counter.mutable_data_ptr<int64_t>();
 }
 
+// What the run has written has a new version, as after any operation in place.
 void TrainingPlan::end() {
-  const auto bump = [](const at::Tensor& x) {
-    if (x.defined() && !x.is_inference()) x.unsafeGetTensorImpl()->bump_version();
+  for (c10::TensorImpl* x : written_) x->bump_version();
+}
+
+void TrainingPlan::finish() {
+  const auto add = [this](const at::Tensor& x) {
+    if (x.defined() && !x.is_inference()) written_.push_back(x.unsafeGetTensorImpl());
   };
   for (const Bound& b : bound_) {
-    if (b.written) bump(b.tensor);
+    if (b.written) add(b.tensor);
   }
   for (const Update& u : updates) {
     for (const Update::Row& row : u.rows) {
-      for (const at::Tensor& state : row.state) bump(state);
-      bump(row.step);
+      for (const at::Tensor& state : row.state) add(state);
+      add(row.step);
     }
   }
-  for (const at::Tensor& counter : counters_) bump(counter);
+  for (const at::Tensor& counter : counters_) add(counter);
 }
 
 int TrainingPlan::threads() const {
@@ -103,20 +109,14 @@ int TrainingPlan::threads() const {
   return memory_.numel() > worth_a_helper ? at::get_num_threads() : 1;
 }
 
-at::Tensor TrainingPlan::step(const at::Tensor& x, const at::Tensor& y) {
+void TrainingPlan::step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss) {
   const TeamScope team(threads());
   begin();
   slots_[x_.slot] = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   slots_[y_.slot] = static_cast<char*>(const_cast<void*>(y.const_data_ptr()));
   one_step();
   end();
-  at::Tensor& result = results_[next_result_++ % results_.size()];
-  // A loop that keeps no losses gets the same few tensors in turn: to make one takes as long as a small step.
-  if (!result.defined() || result.use_count() > 1 || result.storage().use_count() > 1) {
-    result = at::detail::empty_cpu({}, dtype_, /*pin_memory=*/false, std::nullopt);
-  }
-  std::memcpy(result.mutable_data_ptr(), slots_[loss_slot_], result.itemsize());
-  return result;
+  std::memcpy(loss.mutable_data_ptr(), slots_[loss_slot_], loss.itemsize());
 }
 
 namespace {
@@ -179,19 +179,11 @@ double TrainingPlanOf<T>::loss() const {
   return static_cast<double>(*reinterpret_cast<const T*>(slots_[loss_slot_]));
 }
 
-namespace {
-
-// The step number of this update, counted in place: ops/optimizer.cpp's.
-double count_step(const at::Tensor& step) {
-  if (step.scalar_type() == at::kDouble) return *step.mutable_data_ptr<double>() += 1;
-  return *step.mutable_data_ptr<float>() += 1;
-}
-
-}  // namespace
-
 template <class T>
 void TrainingPlanOf<T>::Corrections::advance(double to, const AdamParams& p) {
-  if (to == step + 1 && beta1 == p.beta1 && beta2 == p.beta2) {
+  const bool same = beta1 == p.beta1 && beta2 == p.beta2;
+  if (to == step && same) return;
+  if (to == step + 1 && same) {
     power1 *= beta1, power2 *= beta2;
   } else {
     beta1 = p.beta1, beta2 = p.beta2;
@@ -202,35 +194,54 @@ void TrainingPlanOf<T>::Corrections::advance(double to, const AdamParams& p) {
 }
 
 template <class T>
-void TrainingPlanOf<T>::update(Update& u, const KernelsOf<T>& k, const Context& ctx) {
-  rows_.clear();
-  const auto* adam = std::get_if<AdamParams>(&u.options);
-  for (Update::Row& row : u.rows) {
-    OptimizerTensor<T> t = {.p = row.param.mutable_data_ptr<T>(),
-                            .g = reinterpret_cast<const T*>(slots_[row.grad]),
-                            .state = {},
-                            .n = row.param.numel(),
-                            .correction1 = 0,
-                            .correction2 = 0,
-                            .first = row.first};
-    for (size_t i = 0; i < row.state.size(); ++i) {
-      if (row.state[i].defined()) t.state[i] = row.state[i].template mutable_data_ptr<T>();
-    }
-    row.first = false;
-    if (row.step.defined()) {
-      const double step = count_step(row.step);
-      if (adam) {
-        if (step != corrections_.step) corrections_.advance(step, *adam);
-        t.correction1 = corrections_.correction1;
-        t.correction2 = corrections_.correction2;
+void TrainingPlanOf<T>::resolve_updates() {
+  resolved_.resize(updates.size());
+  for (size_t i = 0; i < updates.size(); ++i) {
+    Resolved& r = resolved_[i];
+    r.rows.clear(), r.steps.clear();
+    for (const Update::Row& row : updates[i].rows) {
+      OptimizerTensor<T>& t = r.rows.emplace_back();
+      t = {};
+      t.p = static_cast<T*>(row.param.mutable_data_ptr());
+      t.g = reinterpret_cast<const T*>(slots_[row.grad]);
+      t.n = row.param.numel();
+      t.first = row.first;
+      for (size_t k = 0; k < row.state.size(); ++k) {
+        if (row.state[k].defined()) t.state[k] = static_cast<T*>(row.state[k].mutable_data_ptr());
+      }
+      auto& step = r.steps.emplace_back();
+      if (!row.step.defined()) continue;
+      if (row.step.scalar_type() == at::kDouble) {
+        step = row.step.mutable_data_ptr<double>();
+      } else {
+        step = row.step.mutable_data_ptr<float>();
       }
     }
-    rows_.push_back(t);
   }
-  const auto count = static_cast<int64_t>(rows_.size());
-  if (adam) return k.adam_step(rows_.data(), count, *adam, ctx);
-  if (const auto* sgd = std::get_if<SgdParams>(&u.options)) return k.sgd_step(rows_.data(), count, *sgd, ctx);
-  k.rmsprop_step(rows_.data(), count, std::get<RmspropParams>(u.options), ctx);
+}
+
+template <class T>
+void TrainingPlanOf<T>::update(Update& u, Resolved& r, const KernelsOf<T>& k, const Context& ctx) {
+  const auto* adam = std::get_if<AdamParams>(&u.options);
+  for (size_t i = 0; i < r.rows.size(); ++i) {
+    double step = 0;
+    if (float** f = std::get_if<float*>(&r.steps[i])) {
+      step = **f += 1;
+    } else if (double** d = std::get_if<double*>(&r.steps[i])) {
+      step = **d += 1;
+    }
+    if (!adam) continue;
+    r.corrections.advance(step, *adam);
+    r.rows[i].correction1 = r.corrections.correction1;
+    r.rows[i].correction2 = r.corrections.correction2;
+  }
+  const auto count = static_cast<int64_t>(r.rows.size());
+  if (adam) return k.adam_step(r.rows.data(), count, *adam, ctx);
+  if (const auto* rmsprop = std::get_if<RmspropParams>(&u.options)) {
+    return k.rmsprop_step(r.rows.data(), count, *rmsprop, ctx);
+  }
+  k.sgd_step(r.rows.data(), count, std::get<SgdParams>(u.options), ctx);
+  for (size_t i = 0; i < r.rows.size(); ++i) u.rows[i].first = r.rows[i].first = false;
 }
 
 template <class T>
@@ -245,7 +256,7 @@ void TrainingPlanOf<T>::run_step() {
   }
   plan_.run(*k, slots_.data(), ctx);
   commit_.run(*k, slots_.data(), ctx);
-  for (Update& u : updates) update(u, *k, ctx);
+  for (size_t i = 0; i < updates.size(); ++i) update(updates[i], resolved_[i], *k, ctx);
 }
 
 template class TrainingPlanOf<float>;

@@ -54,13 +54,14 @@ class TrainingPlan {
   // Calls from here on are made once nothing can go wrong any more, and before the update.
   virtual void begin_commit() = 0;
   std::vector<Update> updates;
+  void finish();
 
   // Whether x and y are of the planned kind, and everything bound is as it was when planned, but for its address.
   bool fits(const at::Tensor& x, const at::Tensor& y) const;
   // Likewise for tensors with any number of rows, of which a step takes the planned number.
   bool fits_rows(const at::Tensor& x, const at::Tensor& y) const;
-  // One step; the loss, as a tensor that nobody else holds. x and y fit.
-  at::Tensor step(const at::Tensor& x, const at::Tensor& y);
+  // One step, whose loss is written to `loss`, a tensor of one element of the plan's dtype. x and y fit.
+  void step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss);
   // All batches, `epochs` times; losses: where to write the loss of each step. poll is called now and then between
   // two steps and may throw.
   void run(const Batches& batches, int64_t epochs, double* losses, const std::function<void()>& poll);
@@ -69,6 +70,7 @@ class TrainingPlan {
   std::mutex mutex;
 
  protected:
+  virtual void resolve_updates() = 0;
   virtual void run_step() = 0;
   virtual double loss() const = 0;
 
@@ -101,8 +103,7 @@ class TrainingPlan {
   Input x_, y_;
   std::vector<int64_t> drawn_;
   std::vector<at::Tensor> counters_;
-  std::array<at::Tensor, 4> results_;  // losses handed out: one is used again when nobody else holds it
-  size_t next_result_ = 0;
+  std::vector<c10::TensorImpl*> written_;
   std::vector<char> gathered_;
 };
 
@@ -114,18 +115,25 @@ class TrainingPlanOf final : public TrainingPlan {
   void begin_commit() override { committing_ = true; }
 
  private:
-  void run_step() override;
-  double loss() const override;
-  void update(Update& u, const KernelsOf<T>& k, const Context& ctx);
-
-  Plan<T> plan_, commit_;
-  bool committing_ = false;
-  std::vector<OptimizerTensor<T>> rows_;
   // Adam's step number, and what follows from it: a multiplication a step instead of two powers.
   struct Corrections {
     double step = -1, beta1 = 0, beta2 = 0, power1 = 1, power2 = 1, correction1 = 0, correction2 = 0;
     void advance(double to, const AdamParams& p);
-  } corrections_;
+  };
+  // An update with the addresses of a run.
+  struct Resolved {
+    std::vector<OptimizerTensor<T>> rows;
+    std::vector<std::variant<std::monostate, float*, double*>> steps;
+    Corrections corrections;
+  };
+  void resolve_updates() override;
+  void run_step() override;
+  double loss() const override;
+  void update(Update& u, Resolved& r, const KernelsOf<T>& k, const Context& ctx);
+
+  Plan<T> plan_, commit_;
+  bool committing_ = false;
+  std::vector<Resolved> resolved_;
 };
 
 }  // namespace minidl

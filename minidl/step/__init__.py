@@ -79,11 +79,9 @@ class TrainStep:
         """A step on a batch that the plan of the last step does not fit."""
         x, y = _data(x), _data(y)
         plan = self._plan(x, y)
-        loss = plan.native.step(x, y)
+        loss = plan.step(x, y)
         self._ran(plan)
-        self._run = plan.native.step
-        if self.keep_grads:
-            self._run = partial(_step_and_show, plan)
+        self._run = partial(_step_and_show, plan) if self.keep_grads else plan.step
         return loss
 
     def _plan(self, x: Tensor, y: Tensor) -> Plan:
@@ -166,7 +164,7 @@ def _no_plan(x: Tensor, y: Tensor) -> None:
 
 
 def _step_and_show(plan: Plan, x: Tensor, y: Tensor) -> Tensor | None:
-    loss = plan.native.step(x, y)
+    loss = plan.step(x, y)
     if loss is not None:
         plan.show_grads()
     return loss

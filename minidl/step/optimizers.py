@@ -58,6 +58,10 @@ def algorithm_of(optimizer: torch.optim.Optimizer) -> Algorithm:
         raise UnsupportedError(f"minidl.TrainStep: no plan for optimizer {name}; there are {known}. {EAGERLY}")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise UnsupportedError(f"minidl.TrainStep: the optimizer {name} has step hooks, which a plan cannot call. {EAGERLY}")
+    for group in optimizer.param_groups:
+        for option in ("differentiable", "capturable"):
+            if group.get(option):
+                raise UnsupportedError(f"minidl.TrainStep: a plan has no {option}=True. {EAGERLY}")
     return ALGORITHMS[type(optimizer)]
 
 

@@ -24,6 +24,7 @@ CHECKS = ("check_target", "check_unit_interval")  # what is planned like a kerne
 @dataclass
 class Plan:
     native: Any
+    step: Callable[[Tensor, Tensor], Tensor | None]  # None where x or y is not what was planned for
     watched: tuple[Any, list[torch.nn.Module]]
     grads: list[tuple[Tensor, Tensor]]  # with keep_grads: each parameter, and where its gradient is left
     pending: list[tuple[Any, str, Tensor]] = field(default_factory=list)  # state that the first step will fill
@@ -112,13 +113,14 @@ def _build(
     _bind(native, p, captured, inputs, loss_value)
     for tensor, slot in kept.values():
         native.bind(slot, tensor, True)
-    plan = Plan(native, (optimizer, modules), [(q, tensor) for q, (tensor, _) in kept.items()])
+    plan = Plan(native, native.step_function(), (optimizer, modules), [(q, tensor) for q, (tensor, _) in kept.items()])
     optimizers.make_state(optimizer, list(gradients))
     slots = {q: v.address.slot for q, v in gradients.items()}
     for group in optimizer.param_groups:
         rows = optimizers.rows(optimizer, group, slots, plan.pending)
         if rows:
             native.update(kernel, group, rows)
+    native.finish()
     native.watch(optimizer, modules)
     return plan
 
