@@ -260,3 +260,18 @@ def test_waiting_for_each_launch() -> None:
         check=True,
     )
     assert ran.stdout.strip() == "3.0"
+
+
+@pytest.mark.skipif(torch.cuda.get_device_capability() != (9, 0), reason="wgmma is Hopper's")
+def test_hoppers_own_product() -> None:
+    """In a process of its own, as the switch is read once."""
+    script = os.path.join(os.path.dirname(__file__), "wgmma.py")
+    ran = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "MINIDL_CUDA_WGMMA": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
