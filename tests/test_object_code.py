@@ -115,3 +115,14 @@ def test_instructions(part: str, architecture: str) -> None:
     code = cuobjdump("-sass", "-arch", architecture, "-fun", names[0])
     for instruction in EXPECTED[part]:
         assert instruction in code, f"{names[0]} has no {instruction}"
+
+
+def test_hoppers_own_product() -> None:
+    """It has a target of its own."""
+    ours = [kernel for kernel in kernels("sm_90a") if "gemm_wgmma_kernel" in kernel.name]
+    assert len(ours) == 8
+    assert [kernel for kernel in ours if kernel.stack > 0] == []
+    for name in (kernel.name for kernel in ours if "BFloat16" in kernel.name):
+        code = cuobjdump("-sass", "-arch", "sm_90a", "-fun", name)
+        for instruction in ("HGMMA.64x256x16.F32.BF16", "UTMALDG.2D", "USETMAXREG"):
+            assert instruction in code, f"{name} has no {instruction}"

@@ -288,8 +288,8 @@ template <class T>
 void conv_backward_input(ImageView<T> dx, ImageView<const T> dy, ImageView<const T> w, ConvShape s,
                          Epilogue<T> epilogue, Context ctx) {
   const auto for_each_phase = [&](auto f) {
-    for (int64_t row = 0; row < s.stride[0]; ++row) {
-      for (int64_t col = 0; col < s.stride[1]; ++col) {
+    for (int64_t row = 0; row < min_of(s.stride[0], s.in[0]); ++row) {
+      for (int64_t col = 0; col < min_of(s.stride[1], s.in[1]); ++col) {
         ConvProblem<T> p = input_gradient(dx, dy, w, s, epilogue, row, col);
         if (!representable(p, s)) return report(ctx, not_supported);
         const size_t bytes = prepare(p, ctx);

@@ -1,4 +1,5 @@
 #include "gemm_mma.cuh"
+#include "gemm_wgmma.h"
 #include "reduce.cuh"
 
 namespace minidl::cuda {
@@ -102,6 +103,9 @@ template <class T>
 void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView<T> b, int64_t batch,
           int64_t m, int64_t n, int64_t k, Epilogue<T> epilogue, Context ctx) {
   if (batch == 0 || m == 0 || n == 0) return;
+  if constexpr (sizeof(T) == 2) {
+    if (batch == 1 && gemm_wgmma(c, ldc, a, b, m, n, k, epilogue, ctx)) return;
+  }
   Problem<T> p = {c,
                   ldc,
                   c_batch_stride,

@@ -32,6 +32,17 @@ def main() -> None:
             torch.randn(3, 130, 513, device="cuda", dtype=dtype),
             torch.randn(513, 140, device="cuda", dtype=dtype),
         )
+        for groups, order in (
+            (1, torch.contiguous_format),
+            (1, torch.channels_last),
+            (16, torch.channels_last),
+        ):
+            shapes = (2, 16, 13, 12), (128, 16 // groups, 3, 3), (128,)
+            i, k, c = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
+            i, k = (t.to(memory_format=order).requires_grad_() for t in (i, k))
+            for stride, activation in ((1, "none"), (2, "tanh")):
+                y = F.conv2d(i, k, c.requires_grad_(), stride, 1, 1, groups, activation)
+                y.backward(torch.randn_like(y))
         utils.clip_grad_norm_([x, w, b], 0.5)
         utils.clip_grad_value_([x, w, b], 0.1)
         for kind in (optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW):

@@ -250,6 +250,21 @@ def test_tf32_is_used_only_where_torch_allows_it() -> None:
     assert errors["highest"] < 1e-3 < errors["high"]
 
 
+def test_convolutions_have_a_switch_of_their_own() -> None:
+    x, w = torch.randn(4, 64, 16, 16, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
+    exact = TF.conv2d(x.double(), w.double())
+    switch = torch.backends.cudnn.conv
+    before = switch.fp32_precision
+    try:
+        errors = {}
+        for precision in ("ieee", "tf32"):
+            switch.fp32_precision = precision
+            errors[precision] = (F.conv2d(x, w).double() - exact).abs().max().item()
+    finally:
+        switch.fp32_precision = before
+    assert errors["ieee"] < 1e-3 < errors["tf32"]
+
+
 def test_waiting_for_each_launch() -> None:
     code = "import torch, minidl.functional as F; print(F.relu(torch.ones(3, device='cuda')).sum().item())"
     ran = subprocess.run(
@@ -260,3 +275,18 @@ def test_waiting_for_each_launch() -> None:
         check=True,
     )
     assert ran.stdout.strip() == "3.0"
+
+
+@pytest.mark.skipif(torch.cuda.get_device_capability() != (9, 0), reason="wgmma is Hopper's")
+def test_hoppers_own_product() -> None:
+    """In a process of its own, as the switch is read once."""
+    script = os.path.join(os.path.dirname(__file__), "wgmma.py")
+    ran = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "MINIDL_CUDA_WGMMA": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

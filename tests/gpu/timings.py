@@ -100,6 +100,29 @@ def rows() -> list[dict[str, object]]:
 
         add(f"linear + relu {m}x{k}->{n} forward and backward", 1.3, ours, theirs, flop=6 * m * k * n)
 
+    for (n, inside, outside, side), dtype, order in (
+        ((64, 1, 16, 28), torch.float32, torch.contiguous_format),
+        ((64, 64, 64, 56), torch.float32, torch.contiguous_format),  # tf32 on both sides, as torch does
+        ((64, 64, 64, 56), torch.bfloat16, torch.channels_last),
+        ((64, 256, 256, 14), torch.bfloat16, torch.channels_last),
+        ((64, 256, 256, 14), torch.bfloat16, torch.contiguous_format),
+    ):
+
+        def tensor(*shape, dtype=dtype, order=order):
+            return torch.randn(shape, device="cuda").to(dtype, memory_format=order).requires_grad_()
+
+        x, w = tensor(n, inside, side, side), tensor(outside, inside, 3, 3)
+        dy = tensor(n, outside, side, side).detach()
+        layout = "NHWC" if order is torch.channels_last else "NCHW"
+        add(
+            f"conv2d 3x3 {n}x{inside}x{side}x{side}->{outside} {str(dtype)[6:]} {layout} forward and backward",
+            0.5,
+            lambda x=x, w=w, dy=dy: torch.autograd.grad(F.conv2d(x, w, padding=1), (x, w), dy),
+            lambda x=x, w=w, dy=dy: torch.autograd.grad(TF.conv2d(x, w, padding=1), (x, w), dy),
+            flop=6 * n * inside * outside * 9 * side**2,
+            calls=5,
+        )
+
     x = torch.randn(1 << 26, device="cuda")
     for name in ("relu", "sigmoid", "gelu"):
         mine, torchs = getattr(F, name), getattr(TF, name)

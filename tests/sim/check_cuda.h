@@ -273,6 +273,7 @@ void check_thresholds() {
 template <class T>
 void check_narrow_all(void (*run)(const char*, void (*)())) {
   run("activation loss narrow", check_narrow_elementwise<T>);
+  run("conv narrow", check_narrow_conv<T>);
   run("softmax narrow", check_narrow_softmax<T>);
   run("matmul narrow", check_mma<T>);
   run("optimizer clipping narrow", check_narrow_lists<T>);

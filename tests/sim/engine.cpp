@@ -9,7 +9,6 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <memory>
 #include <random>
 #include <string>
@@ -54,9 +53,12 @@ struct Fiber {
   void* tsan = nullptr;
 };
 
+// A ring, so that no fiber asks for memory: ThreadSanitizer would take its giving back for a race.
 struct Copies {
-  std::deque<Copy> pending;
-  int group = 0;
+  static constexpr unsigned most = 64;
+  Copy pending[most];
+  unsigned begun, landed;
+  int group;
 };
 
 struct Thread {
@@ -187,7 +189,8 @@ void end_block() {
   allocations.clear();
   static_bytes = 0;
   for (const Thread& t : threads) {
-    if (!t.copies.pending.empty()) fail("a thread returned before its asynchronous copies had landed");
+    if (t.copies.begun != t.copies.landed)
+      fail("a thread returned before its asynchronous copies had landed");
   }
 }
 
@@ -277,7 +280,8 @@ void run_block(size_t number, std::mt19937& random) {
   for (size_t t = 0; t < threads.size(); ++t) {
     const unsigned i = static_cast<unsigned>(t);
     threads[t].state = State::ready;
-    threads[t].copies = {};
+    threads[t].copies.begun = threads[t].copies.landed = 0;
+    threads[t].copies.group = 0;
     // Another fiber for the same index in each block: else blocks looked ordered to ThreadSanitizer.
     threads[t].fiber = (t + number * 37) % fibers.size();
     threads[t].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
@@ -320,15 +324,19 @@ void* dynamic_shared() { return allocate(&dynamic_key, dynamic_bytes); }
 
 void begin_copy(const Copy& copy) {
   Copies& mine = threads[current].copies;
-  mine.pending.push_back(copy);
-  mine.pending.back().group = mine.group;
+  if (mine.begun - mine.landed == Copies::most) stop("more asynchronous copies in flight than are simulated");
+  Copy& last = mine.pending[mine.begun++ % Copies::most];
+  last = copy;
+  last.group = mine.group;
 }
 void end_group() { ++threads[current].copies.group; }
 bool next_landing(int groups_left, Copy& copy) {
   Copies& mine = threads[current].copies;
-  if (mine.pending.empty() || mine.pending.front().group >= mine.group - groups_left) return false;
-  copy = mine.pending.front();
-  mine.pending.pop_front();
+  if (mine.begun == mine.landed) return false;
+  const Copy& next = mine.pending[mine.landed % Copies::most];
+  if (next.group >= mine.group - groups_left) return false;
+  copy = next;
+  ++mine.landed;
   return true;
 }
 
