@@ -65,32 +65,4 @@ void group_norm_backward(T* dx, T* dw, T* db, const T* dy, const T* x, const dou
 #define I(T) template void group_norm_backward<T>(T* dx, T* dw, T* db, const T* dy, const T* x, const double* stats, NormAffine<T> a, ChannelShape s, int64_t groups, Context ctx);
 MINIDL_FOR_EACH_TYPE(I)
 #undef I
-template <class T>
-void max_pool_forward(T* y, PoolPosition position, const T* x, PoolShape s, Context ctx) {
-  report(ctx, 801);
-}
-#define I(T) template void max_pool_forward<T>(T* y, PoolPosition position, const T* x, PoolShape s, Context ctx);
-MINIDL_FOR_EACH_TYPE(I)
-#undef I
-template <class T>
-void max_pool_backward(T* dx, const T* dy, PoolPosition position, PoolShape s, Context ctx) {
-  report(ctx, 801);
-}
-#define I(T) template void max_pool_backward<T>(T* dx, const T* dy, PoolPosition position, PoolShape s, Context ctx);
-MINIDL_FOR_EACH_TYPE(I)
-#undef I
-template <class T>
-void avg_pool_forward(T* y, const T* x, PoolShape s, PoolDivisor divisor, Context ctx) {
-  report(ctx, 801);
-}
-#define I(T) template void avg_pool_forward<T>(T* y, const T* x, PoolShape s, PoolDivisor divisor, Context ctx);
-MINIDL_FOR_EACH_TYPE(I)
-#undef I
-template <class T>
-void avg_pool_backward(T* dx, const T* dy, PoolShape s, PoolDivisor divisor, Context ctx) {
-  report(ctx, 801);
-}
-#define I(T) template void avg_pool_backward<T>(T* dx, const T* dy, PoolShape s, PoolDivisor divisor, Context ctx);
-MINIDL_FOR_EACH_TYPE(I)
-#undef I
 }  // namespace minidl::cuda
