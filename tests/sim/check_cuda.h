@@ -2,6 +2,7 @@
 // that nobody has checked.
 #pragma once
 #include "sim/check_dropout.h"
+#include "sim/check_norm.h"
 #include "sim/check_pool.h"
 #include "sim/narrow.h"
 
@@ -277,6 +278,7 @@ void check_narrow_all(void (*run)(const char*, void (*)())) {
   run("matmul narrow", check_mma<T>);
   run("optimizer clipping narrow", check_narrow_lists<T>);
   run("dropout narrow", check_narrow_dropout<T>);
+  run("norm narrow", check_narrow_norm<T>);
   run("pool narrow", check_narrow_pool<T>);
 }
 
@@ -289,6 +291,7 @@ void check_cuda(void (*run)(const char*, void (*)())) {
   run("matmul tf32", check_mma<float>);
   run("softmax bad targets", check_bad_targets<float>);
   run("softmax optimizer thresholds", check_thresholds);
+  run("norm extremes", check_norm_extremes);
   run("pool thresholds", check_pool_wide_index);
 }
 
