@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -103,7 +104,63 @@ def cases() -> Iterator[tuple[str, Function, Function, tuple[Tensor, ...]]]:
         )
 
 
-CASES = list(cases())
+def running(b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """A mean and a variance, which training moves."""
+    return b.detach().clone(), w.detach() ** 2
+
+
+def layer_cases() -> Iterator[tuple[str, Function, Function, tuple[Tensor, ...]]]:
+    """Pooling and normalisation, in both memory orders, on both sides of the kernels' thresholds."""
+    for shape in ((3, 5, 17, 16), (2, 64, 56, 56), (4, 8, 9, 9), (1, 2, 130, 130)):
+        for order in (torch.contiguous_format, torch.channels_last):
+            x, name = torch.randn(*shape).double().to(memory_format=order), f"{shape} {order}"
+            for pool, options in (
+                ("max_pool2d", {"kernel_size": 2}),
+                ("max_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}),
+                ("avg_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+                ("adaptive_avg_pool2d", {"output_size": 1}),
+                ("adaptive_max_pool2d", {"output_size": (3, 4)}),
+            ):
+                ours, theirs = getattr(F, pool), getattr(TF, pool)
+                yield (
+                    f"{pool} {options} {name}",
+                    lambda x, f=ours, o=options: f(x, **o),
+                    lambda x, f=theirs, o=options: f(x, **o),
+                    (x,),
+                )
+            w, b = torch.rand(shape[1]).double() + 0.5, torch.randn(shape[1]).double()
+            for training in (True, False):
+                yield (
+                    f"batch_norm {name}, training {training}",
+                    lambda x, w, b, t=training: F.batch_norm(x, *running(b, w), w, b, t),
+                    lambda x, w, b, t=training: TF.batch_norm(x, *running(b, w), w, b, t),
+                    (x, w, b),
+                )
+        groups = 1 if shape[1] == 5 else 2
+        yield (
+            f"group_norm {shape}",
+            lambda x, w, b, g=groups: F.group_norm(x, g, w, b),
+            lambda x, w, b, g=groups: TF.group_norm(x, g, w, b),
+            (x.contiguous(), w, b),
+        )
+    for rows, size in ((1, 2), (70, 64), (3, 1023), (1000, 768), (5, 20000)):
+        x, w, b = torch.randn(rows, size).double(), torch.randn(size).double(), torch.randn(size).double()
+        yield (
+            f"layer_norm {rows} {size}",
+            lambda x, w, b: F.layer_norm(x, w.shape, w, b),
+            lambda x, w, b: TF.layer_norm(x, w.shape, w, b),
+            (x, w, b),
+        )
+        yield (
+            f"batch_norm {rows} {size}",
+            lambda x, w, b: F.batch_norm(x, *running(b, w), w, b, x.shape[0] > 1),
+            lambda x, w, b: TF.batch_norm(x, *running(b, w), w, b, x.shape[0] > 1),
+            (x, w, b),
+        )
+
+
+# Not layers in float64, whose long sums the truth rounds as well.
+PAIRS = [*product(cases(), DTYPES), *product(layer_cases(), [d for d in DTYPES if d != torch.float64])]
 
 
 def poison() -> None:
@@ -125,8 +182,7 @@ def results(f: Function, inputs: tuple[Tensor, ...], device: str, dtype: torch.d
     return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(device, dtype))]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=[f"{case[0]} {dtype}" for case, dtype in PAIRS])
 def test_parity(case: tuple[str, Function, Function, tuple[Tensor, ...]], dtype: torch.dtype) -> None:
     """At most twice the error of torch's own kernels on the same device, plus a few last places."""
     _, ours, theirs, inputs = case
@@ -193,6 +249,39 @@ def test_a_captured_step_replays() -> None:
 
     for one, other in zip(train(True), train(False), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1,), (1001,), (1 << 20,), (3, 5, 7), (2, 64, 9, 9)], ids=str)
+def test_dropout_has_the_mask_of_the_cpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The same elements and, in 3 dimensions and more, channels."""
+    x, channels = torch.ones(shape, dtype=torch.promote_types(dtype, torch.float32)), len(shape) > 2
+    y, state = torch.ops.minidl.dropout_forward(x.to("cuda", dtype), 0.25, channels)
+    expected = torch.ops.minidl.dropout_backward(x, state.cpu(), 0.25, channels)
+    assert torch.equal(y.cpu(), expected.to(dtype))
+
+
+def test_a_replayed_dropout_drops_other_elements() -> None:
+    """Seed and offset are drawn by the graph, from the generator that torch.manual_seed sets."""
+    x = torch.ones(10_000, device="cuda")
+
+    def replays() -> list[Tensor]:
+        torch.manual_seed(3)
+        return [(graph.replay(), y.clone())[1] for _ in range(3)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        F.dropout(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = F.dropout(x)
+    first, again = replays(), replays()
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert all(4500 < int((mask == 0).sum()) < 5500 for mask in first)
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])

@@ -1,8 +1,10 @@
 // What only the CUDA table has: 16-bit types and tf32 (narrow.h); sizes that reach its own thresholds; targets
 // that nobody has checked.
 #pragma once
-#include "sim/check_dropout.h"
 #include "sim/check_conv.h"
+#include "sim/check_dropout.h"
+#include "sim/check_norm.h"
+#include "sim/check_pool.h"
 #include "sim/narrow.h"
 
 namespace {
@@ -278,7 +280,8 @@ void check_narrow_all(void (*run)(const char*, void (*)())) {
   run("matmul narrow", check_mma<T>);
   run("optimizer clipping narrow", check_narrow_lists<T>);
   run("dropout narrow", check_narrow_dropout<T>);
-  run("conv narrow", check_narrow_conv<T>);
+  run("norm narrow", check_narrow_norm<T>);
+  run("pool narrow", check_narrow_pool<T>);
 }
 
 void check_cuda(void (*run)(const char*, void (*)())) {
@@ -291,6 +294,8 @@ void check_cuda(void (*run)(const char*, void (*)())) {
   run("conv tf32", check_narrow_conv<float>);
   run("softmax bad targets", check_bad_targets<float>);
   run("softmax optimizer thresholds", check_thresholds);
+  run("norm extremes", check_norm_extremes);
+  run("pool thresholds", check_pool_wide_index);
 }
 
 }  // namespace
