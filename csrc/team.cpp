@@ -1,6 +1,7 @@
 #include "team.h"
 
 #include <ATen/Parallel.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,7 +19,9 @@ using std::chrono::microseconds;
 
 constexpr auto patience = microseconds(200);     // how long a helper spins without work before it goes
 constexpr auto interruption = microseconds(400); // a pause this long, where none was asked for, is the scheduler's
-constexpr auto rest = microseconds(100'000);     // how long nobody is asked to help after one
+constexpr auto rests = std::pair(microseconds(5'000), microseconds(640'000));  // how long nobody is asked to help
+                                                                                // after one: ever longer, up to
+constexpr auto settling = microseconds(3'000);   // a new helper may begin on its caller's core, and then moves
 constexpr int looks = 64;                        // spins between two looks at the clock
 
 inline void relax() {
@@ -29,34 +32,69 @@ inline void relax() {
 #endif
 }
 
+// How often the scheduler has taken the core from this thread.
+long interruptions() {
+#ifdef RUSAGE_THREAD
+  rusage usage;
+  return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
+#else
+  return 0;
+#endif
+}
+
 }  // namespace
 
 class Team : public std::enable_shared_from_this<Team> {
  public:
-  // Asks for helpers where there are fewer than wanted.
+  // Between two steps: has the scheduler taken this thread's core, since there are helpers?
+  void look() {
+    const long count = interruptions();
+    if (count != interruptions_ && helpers_.load(std::memory_order_relaxed) > 0 &&
+        Clock::now() - asked_ > settling) {
+      rest();
+    }
+    interruptions_ = count;
+  }
+
+  void run(int64_t n, int64_t parts, RangeBody body, void* args) {
+    if (helpers_.load(std::memory_order_relaxed) < parts - 1) gather(static_cast<int>(parts) - 1);
+    n_ = n, parts_ = parts, body_ = body, args_ = args;
+    done_.store(0, std::memory_order_relaxed);
+    const uint64_t round = (claim_.load(std::memory_order_relaxed) >> 32) + 1;
+    claim_.store(round << 32 | static_cast<uint64_t>(parts) << 16, std::memory_order_release);
+    const auto began = Clock::now();
+    work(round);
+    if (done_.load(std::memory_order_acquire) == parts) return;
+    // A helper that has begun needs no longer than this thread did, unless it was interrupted.
+    const auto own = Clock::now();
+    const auto due = own + (own - began) + interruption;
+    bool late = false;
+    for (int spins = 1; done_.load(std::memory_order_acquire) != parts; ++spins) {
+      relax();
+      late = late || (spins % looks == 0 && Clock::now() > due);
+    }
+    if (late) rest();
+  }
+
+ private:
+  // Asks for more helpers, unless the machine is too busy for them.
   void gather(int wanted) {
-    if (helpers_.load(std::memory_order_relaxed) >= wanted || Clock::now() < resting_until_) return;
+    if (tired_.exchange(false)) rest();
+    if (Clock::now() < resting_until_) return;
+    asked_ = Clock::now();
     for (int i = helpers_.load(); i < wanted; ++i) {
       ++helpers_;
       at::launch([team = shared_from_this()] { team->help(); });
     }
   }
 
-  void run(int64_t n, int64_t parts, RangeBody body, void* args) {
-    n_ = n, parts_ = parts, body_ = body, args_ = args;
-    done_.store(0, std::memory_order_relaxed);
-    const uint64_t round = (claim_.load(std::memory_order_relaxed) >> 32) + 1;
-    claim_.store(round << 32 | static_cast<uint64_t>(parts) << 16, std::memory_order_release);
-    work(round);
-    if (done_.load(std::memory_order_acquire) == parts) return;
-    const auto began = Clock::now();
-    for (int spins = 0; done_.load(std::memory_order_acquire) != parts; ++spins) {
-      relax();
-      if (spins % looks == 0 && Clock::now() - began > interruption) resting_until_ = Clock::now() + rest;
-    }
+  void rest() {
+    const auto now = Clock::now();
+    const bool again = now - resting_until_ < std::max(4 * rest_, microseconds(50'000));
+    rest_ = again ? std::min(2 * rest_, rests.second) : std::max(rest_ / 2, rests.first);
+    resting_until_ = now + rest_;
   }
 
- private:
   // Parts of the round, one after the other, as long as there are any.
   void work(uint64_t round) {
     for (uint64_t seen = claim_.load(std::memory_order_acquire); seen >> 32 == round;) {
@@ -83,6 +121,7 @@ class Team : public std::enable_shared_from_this<Team> {
         worked = looked = Clock::now();
       } else if (spins % looks == 0) {
         const auto time = Clock::now();
+        if (time - looked > interruption) tired_ = true;
         if (time - looked > interruption || time - worked > patience) break;
         looked = time;
       }
@@ -98,7 +137,10 @@ class Team : public std::enable_shared_from_this<Team> {
   int64_t n_ = 0, parts_ = 0;
   RangeBody body_ = nullptr;
   void* args_ = nullptr;
-  Clock::time_point resting_until_{};  // the caller's alone
+  std::atomic<bool> tired_{false};  // a helper was interrupted
+  Clock::time_point resting_until_{}, asked_{};  // these and the next two: the caller's alone
+  microseconds rest_ = rests.first;
+  long interruptions_ = 0;
 
  public:
   static thread_local bool busy_;
@@ -111,7 +153,7 @@ thread_local Team* Team::current = nullptr;
 TeamScope::TeamScope(int threads) : outer_(Team::current) {
   if (threads <= 1 || outer_ || Team::busy_ || at::in_parallel_region()) return;
   thread_local const auto team = std::make_shared<Team>();
-  team->gather(threads - 1);
+  team->look();
   Team::current = team.get();
 }
 

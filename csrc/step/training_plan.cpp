@@ -78,6 +78,7 @@ void TrainingPlan::draw() {
 }
 
 void TrainingPlan::one_step() {
+  const TeamScope team(threads());
   draw();
   run_step();
   for (const at::Tensor& counter : counters_) ++*counter.mutable_data_ptr<int64_t>();
@@ -110,7 +111,6 @@ int TrainingPlan::threads() const {
 }
 
 void TrainingPlan::step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss) {
-  const TeamScope team(threads());
   begin();
   slots_[x_.slot] = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   slots_[y_.slot] = static_cast<char*>(const_cast<void*>(y.const_data_ptr()));
@@ -133,7 +133,6 @@ void gather(char* to, const at::Tensor& x, const int64_t* rows, int64_t count) {
 }  // namespace
 
 void TrainingPlan::run(const Batches& b, int64_t epochs, double* losses, const std::function<void()>& poll) {
-  const TeamScope team(threads());
   using Clock = std::chrono::steady_clock;
   constexpr int between_looks = 64;  // steps between two looks at the clock
   constexpr auto between_polls = std::chrono::milliseconds(50);
