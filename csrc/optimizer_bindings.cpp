@@ -223,11 +223,11 @@ AdamParams adam_options(const py::dict& group) {
 
 bool sgd_step(const py::dict& group, const py::dict& state) {
   const SgdParams p = sgd_options(group);
-  return run(
-      group, state, {p.momentum != 0 ? key<"momentum_buffer">() : nullptr}, [&](const GroupTensors& t) {
-        ops::sgd_step(t.params, t.grads, t.state[0], {}, p.lr, p.momentum, p.dampening, p.weight_decay,
-                      p.nesterov, p.maximize);
-      });
+  return run(group, state, {p.momentum != 0 ? key<"momentum_buffer">() : nullptr},
+             [&](const GroupTensors& t) {
+               ops::sgd_step(t.params, t.grads, t.state[0], {}, p.lr, p.momentum, p.dampening, p.weight_decay,
+                             p.nesterov, p.maximize);
+             });
 }
 
 bool rmsprop_step(const py::dict& group, const py::dict& state) {

@@ -17,12 +17,14 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-constexpr auto patience = microseconds(200);     // how long a helper spins without work before it goes
-constexpr auto interruption = microseconds(400); // a pause this long, where none was asked for, is the scheduler's
-constexpr auto rests = std::pair(microseconds(5'000), microseconds(640'000));  // how long nobody is asked to help
-                                                                                // after one: ever longer, up to
-constexpr auto settling = microseconds(3'000);   // a new helper may begin on its caller's core, and then moves
-constexpr int looks = 64;                        // spins between two looks at the clock
+constexpr auto patience = microseconds(200);  // how long a helper spins without work before it goes
+constexpr auto interruption =
+    microseconds(400);  // a pause this long, where none was asked for, is the scheduler's
+constexpr auto rests =
+    std::pair(microseconds(5'000), microseconds(640'000));  // how long nobody is asked to help
+                                                            // after one: ever longer, up to
+constexpr auto settling = microseconds(3'000);  // a new helper may begin on its caller's core, and then moves
+constexpr int looks = 64;                       // spins between two looks at the clock
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -98,7 +100,8 @@ class Team : public std::enable_shared_from_this<Team> {
   // Parts of the round, one after the other, as long as there are any.
   void work(uint64_t round) {
     for (uint64_t seen = claim_.load(std::memory_order_acquire); seen >> 32 == round;) {
-      const auto part = static_cast<int64_t>(seen & 0xffff), parts = static_cast<int64_t>(seen >> 16 & 0xffff);
+      const auto part = static_cast<int64_t>(seen & 0xffff),
+                 parts = static_cast<int64_t>(seen >> 16 & 0xffff);
       if (part >= parts) return;
       if (!claim_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel)) continue;
       // The round cannot end before this part is done, so what describes it stays.
@@ -137,7 +140,7 @@ class Team : public std::enable_shared_from_this<Team> {
   int64_t n_ = 0, parts_ = 0;
   RangeBody body_ = nullptr;
   void* args_ = nullptr;
-  std::atomic<bool> tired_{false};  // a helper was interrupted
+  std::atomic<bool> tired_{false};               // a helper was interrupted
   Clock::time_point resting_until_{}, asked_{};  // these and the next two: the caller's alone
   microseconds rest_ = rests.first;
   long interruptions_ = 0;

@@ -36,8 +36,8 @@ void strided_copy(T* y, const T* x, CopyShape s, Context ctx) {
   launch(strided_copy_kernel<T>, grid_stride_blocks(n, map_block, ctx), map_block, 0, ctx, y, x, s, n);
 }
 
-#define INSTANTIATE(T)                                             \
-  template void add(T*, const T*, const T*, int64_t, Context);     \
+#define INSTANTIATE(T)                                         \
+  template void add(T*, const T*, const T*, int64_t, Context); \
   template void strided_copy(T*, const T*, CopyShape, Context);
 MINIDL_FOR_EACH_TYPE(INSTANTIATE)
 #undef INSTANTIATE

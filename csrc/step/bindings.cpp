@@ -87,14 +87,10 @@ void parse(py::handle h, ConvShape& s) {
 void parse(py::handle h, PoolAxis& a) {
   parse_fields(h, a.in, a.out, a.kernel, a.stride, a.padding, a.dilation, a.adaptive);
 }
-void parse(py::handle h, PoolShape& s) {
-  parse_fields(h, s.images, s.channels, s.h, s.w, s.channels_last);
-}
+void parse(py::handle h, PoolShape& s) { parse_fields(h, s.images, s.channels, s.h, s.w, s.channels_last); }
 void parse(py::handle h, PoolDivisor& d) { parse_fields(h, d.fixed, d.count_padding); }
 void parse(py::handle h, PoolPosition& p) { parse_fields(h, p.place, p.index); }
-void parse(py::handle h, DropoutShape& s) {
-  parse_fields(h, s.images, s.channels, s.inner, s.channels_last);
-}
+void parse(py::handle h, DropoutShape& s) { parse_fields(h, s.images, s.channels, s.inner, s.channels_last); }
 void parse(py::handle h, DropoutParams& p) { parse_fields(h, p.state, p.threshold, p.scale); }
 void parse(py::handle h, CopyShape& s) { parse_fields(h, s.size, s.y_stride, s.x_stride); }
 
@@ -182,7 +178,8 @@ struct Step {
     state = optimizer["state"], param_groups = optimizer["param_groups"];
     states = PyDict_Size(state.ptr()), group_count = PyList_Size(param_groups.ptr());
     modes.clear();
-    for (const py::object& m : modules) modes.emplace_back(m.attr("__dict__"), m.attr("training").cast<bool>());
+    for (const py::object& m : modules)
+      modes.emplace_back(m.attr("__dict__"), m.attr("training").cast<bool>());
   }
 
   // Whether optimizer and modes are what they were: a loaded state, say, is other objects.
@@ -289,8 +286,7 @@ void run_batches(Step& s, const at::Tensor& x, const at::Tensor& y, const std::o
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };
-  run(s, true,
-      [&] { s.plan->run({x, y, order, count}, epochs, losses.mutable_data_ptr<double>(), poll); });
+  run(s, true, [&] { s.plan->run({x, y, order, count}, epochs, losses.mutable_data_ptr<double>(), poll); });
 }
 
 }  // namespace
@@ -318,9 +314,8 @@ void bind_training_plan(py::module_& m) {
                                      bool is_target) { check_unit_interval(*s.plan, x, n, is_target); })
       .def("bind", [](Step& s, int64_t slot, at::Tensor tensor,
                       bool written) { s.plan->bind(slot, std::move(tensor), written); })
-      .def("bind_batch",
-           [](Step& s, int64_t x_slot, const at::Tensor& x, int64_t y_slot, const at::Tensor& y,
-              int64_t loss_slot) { s.plan->bind_batch(x_slot, x, y_slot, y, loss_slot); })
+      .def("bind_batch", [](Step& s, int64_t x_slot, const at::Tensor& x, int64_t y_slot, const at::Tensor& y,
+                            int64_t loss_slot) { s.plan->bind_batch(x_slot, x, y_slot, y, loss_slot); })
       .def("draw_into", [](Step& s, int64_t slot) { s.plan->draw_into(slot); })
       .def("count", [](Step& s, at::Tensor counter) { s.plan->count(std::move(counter)); })
       .def("begin_commit", [](Step& s) { s.plan->begin_commit(); })
@@ -329,7 +324,9 @@ void bind_training_plan(py::module_& m) {
              Update u;
              for (const py::tuple& row : rows) {
                const auto state = row[2].cast<std::vector<std::optional<at::Tensor>>>();
-               Update::Row r{row[0].cast<at::Tensor>(), row[1].cast<int64_t>(), {},
+               Update::Row r{row[0].cast<at::Tensor>(),
+                             row[1].cast<int64_t>(),
+                             {},
                              row[3].cast<std::optional<at::Tensor>>().value_or(at::Tensor()),
                              row[4].cast<bool>()};
                for (size_t i = 0; i < r.state.size(); ++i) r.state[i] = state[i].value_or(at::Tensor());

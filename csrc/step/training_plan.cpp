@@ -61,15 +61,16 @@ bool TrainingPlan::fits_rows(const at::Tensor& x, const at::Tensor& y) const {
 }
 
 void TrainingPlan::begin() {
-  for (const Bound& b : bound_) slots_[b.slot] = static_cast<char*>(const_cast<void*>(b.tensor.const_data_ptr()));
+  for (const Bound& b : bound_)
+    slots_[b.slot] = static_cast<char*>(const_cast<void*>(b.tensor.const_data_ptr()));
   resolve_updates();
 }
 
 // As csrc/ops/dropout.cpp draws them, one draw a dropout, in the order of the forward pass.
 void TrainingPlan::draw() {
   if (drawn_.empty()) return;
-  auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt,
-                                                                    at::detail::getDefaultCPUGenerator());
+  auto* source =
+      at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
   const std::lock_guard lock(source->mutex_);
   for (const int64_t slot : drawn_) {
     auto* words = reinterpret_cast<int64_t*>(slots_[slot]);
@@ -155,7 +156,8 @@ void TrainingPlan::run(const Batches& b, int64_t epochs, double* losses, const s
         gather(slots_[y_.slot], b.y, rows, size);
       } else {
         const auto at = [&](const at::Tensor& x, size_t bytes) {
-          return static_cast<char*>(const_cast<void*>(x.const_data_ptr())) + static_cast<size_t>(batch) * bytes;
+          return static_cast<char*>(const_cast<void*>(x.const_data_ptr())) +
+                 static_cast<size_t>(batch) * bytes;
         };
         slots_[x_.slot] = at(b.x, x_bytes);
         slots_[y_.slot] = at(b.y, y_bytes);
@@ -225,9 +227,9 @@ void TrainingPlanOf<T>::update(Update& u, Resolved& r, const KernelsOf<T>& k, co
   for (size_t i = 0; i < r.rows.size(); ++i) {
     double step = 0;
     if (float** f = std::get_if<float*>(&r.steps[i])) {
-      step = **f += 1;
+      step = ** f += 1;
     } else if (double** d = std::get_if<double*>(&r.steps[i])) {
-      step = **d += 1;
+      step = ** d += 1;
     }
     if (!adam) continue;
     r.corrections.advance(step, *adam);

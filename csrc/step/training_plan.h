@@ -48,8 +48,9 @@ class TrainingPlan {
 
   // While planning. A bound tensor is read where it lies when the plan runs.
   void bind(int64_t slot, at::Tensor tensor, bool written);
-  void bind_batch(int64_t x_slot, const at::Tensor& x, int64_t y_slot, const at::Tensor& y, int64_t loss_slot);
-  void draw_into(int64_t slot) { drawn_.push_back(slot); }   // two random words before each step
+  void bind_batch(int64_t x_slot, const at::Tensor& x, int64_t y_slot, const at::Tensor& y,
+                  int64_t loss_slot);
+  void draw_into(int64_t slot) { drawn_.push_back(slot); }  // two random words before each step
   void count(at::Tensor counter) { counters_.push_back(std::move(counter)); }  // + 1 after each step
   // Calls from here on are made once nothing can go wrong any more, and before the update.
   virtual void begin_commit() = 0;

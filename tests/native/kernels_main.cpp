@@ -3,6 +3,7 @@
 #include "check_conv.h"
 #include "check_matmul.h"
 #include "check_norm.h"
+#include "check_plan.h"
 #include "check_pool.h"
 #include "check_softmax.h"
 #ifdef MINIDL_SIM
@@ -181,8 +182,9 @@ void check_elementwise() {
                             {{1, 2, 0, 17}, {0, 0, 17, 1}, {0, 0, 17, 1}}}) {
     const int64_t n = s.size[0] * s.size[1] * s.size[2] * s.size[3];
     const auto x = random<T>(n, -3, 3, true);
-    check<T>("strided_copy", sizes("%ld x %ld x %ld", s.size[1], s.size[2], s.size[3]), {{n}},
-             RUN { k.strided_copy(o[0], x.data(), s, ctx); });
+    check<T>(
+        "strided_copy", sizes("%ld x %ld x %ld", s.size[1], s.size[2], s.size[3]), {{n}},
+        RUN { k.strided_copy(o[0], x.data(), s, ctx); });
   }
 }
 
@@ -209,6 +211,7 @@ void check_all() {
   run("matmul", check_matmul<T>);
   run("loss", check_losses<T>);
   run("norm", check_norm<T>);
+  run("plan", check_plan<T>);
   run("pool", check_pools<T>);
   run("softmax", check_softmax<T>);
   run("optimizer", check_optimizers<T>);
