@@ -7,6 +7,7 @@ with all their shapes, views, and sums of gradients, in the order in which eager
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ EAGERLY = (
     "Train it eagerly instead: loss = loss_fn(model(x), y); optimizer.zero_grad(); loss.backward(); "
     "optimizer.step()"
 )
+
+
+_TRACING = threading.Lock()  # make_fx patches torch while it runs
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def capture(
     tensors = {name: _without_data(tensor, id(tensor) in wants) for name, tensor in named.items()}
     arguments = tensors, _without_data(x), _without_data(y)
     try:
-        with torch.enable_grad():
+        with _TRACING, torch.enable_grad():
             graph = make_fx(step)(*arguments)
     except RuntimeError as error:
         if "get value out of a tracing tensor" in str(error) or "meta tensors" in str(error):
