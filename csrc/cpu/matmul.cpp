@@ -195,15 +195,29 @@ bool is_dot_gemm(const Gemm<T>& g) {
   return g.m <= dot_rows && g.a.col_stride == 1 && g.b.row_stride == 1 && g.b.col_stride != 1;
 }
 
-// C = A B by its definition.
+// C = A B where there is next to nothing to do: a register of columns at a time, row by row.
 template <class T>
 void tiny_gemm(const Gemm<T>& g) {
-  for (int64_t i = 0; i < g.m; ++i) {
-    for (int64_t j = 0; j < g.n; ++j) {
-      const T *a = g.a.data + i * g.a.row_stride, *b = g.b.data + j * g.b.col_stride;
-      T sum = 0;
-      for (int64_t p = 0; p < g.k; ++p, a += g.a.col_stride, b += g.b.row_stride) sum += *a * *b;
-      g.c[i * g.ldc + j] = g.epilogue.bias ? sum + g.epilogue.bias[j] : sum;
+  constexpr int64_t w = Vec<T>::width;
+  T rows[tiny_size * w];  // of B, where they do not lie in rows
+  for (int64_t j = 0; j < g.n; j += w) {
+    const int lanes = static_cast<int>(min_of(w, g.n - j));
+    const T* b = g.b.data + j * g.b.col_stride;
+    int64_t b_row = g.b.row_stride;
+    if (g.b.col_stride != 1 && lanes > 1) {
+      for (int64_t p = 0; p < g.k; ++p) {
+        for (int l = 0; l < lanes; ++l) rows[p * w + l] = b[p * b_row + l * g.b.col_stride];
+      }
+      b = rows, b_row = w;
+    }
+    const Vec<T> bias = g.epilogue.bias ? Vec<T>::load(g.epilogue.bias + j, lanes) : Vec<T>();
+    for (int64_t i = 0; i < g.m; ++i) {
+      const T* a = g.a.data + i * g.a.row_stride;
+      Vec<T> sum;
+      for (int64_t p = 0; p < g.k; ++p) {
+        sum = fmadd(Vec<T>(a[p * g.a.col_stride]), Vec<T>::load(b + p * b_row, lanes), sum);
+      }
+      (sum + bias).store(g.c + i * g.ldc + j, lanes);
     }
   }
   activate(g.c, g.ldc, g.m, g.n, g.epilogue.activation);
