@@ -36,9 +36,9 @@ from minidl.convert import convert, revert  # noqa: E402
 from minidl.step import TrainStep, UnsupportedError  # noqa: E402
 
 __all__ = [
+    "_C",
     "TrainStep",
     "UnsupportedError",
-    "_C",
     "__version__",
     "convert",
     "functional",

@@ -65,7 +65,8 @@ def test_two_steps_in_two_threads():
         thread.start()
     for thread in threads:
         thread.join()
-    assert torch.equal(results[0], expected) and torch.equal(results[1], expected)
+    assert torch.equal(results[0], expected)
+    assert torch.equal(results[1], expected)
 
 
 def test_one_step_in_two_threads():
@@ -117,7 +118,9 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_leaves_a_consistent_model():
-    ran = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120, check=False
+    )
     assert ran.stdout == "stopped between two steps\n", ran.stderr
 
 

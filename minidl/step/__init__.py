@@ -80,6 +80,7 @@ class TrainStep:
         x, y = _data(x), _data(y)
         plan = self._plan(x, y)
         loss = plan.step(x, y)
+        assert loss is not None  # it fits
         self._ran(plan)
         self._run = partial(_step_and_show, plan) if self.keep_grads else plan.step
         return loss

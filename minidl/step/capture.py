@@ -63,9 +63,7 @@ class _Whole(torch.nn.Module):
         return self.loss(self.model(x), y)
 
 
-def capture(
-    model: torch.nn.Module, loss: Function, x: Tensor, y: Tensor, updated: list[Tensor]
-) -> Captured:
+def capture(model: torch.nn.Module, loss: Function, x: Tensor, y: Tensor, updated: list[Tensor]) -> Captured:
     """The step of ``model`` and ``loss`` on batches like ``x`` and ``y``, in the modes that the modules are in.
 
     Gradients are computed of those of the tensors `updated` that require one.
@@ -80,7 +78,9 @@ def capture(
     ids = {id(p) for p in updated}
     trained = [p for p in named.values() if p.requires_grad and id(p) in ids]
     if not trained:
-        raise ValueError("minidl.TrainStep: the optimizer has no parameter of the model that requires a gradient")
+        raise ValueError(
+            "minidl.TrainStep: the optimizer has no parameter of the model that requires a gradient"
+        )
 
     def step(tensors: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         result = torch.func.functional_call(whole, tensors, (x, y))
@@ -111,7 +111,7 @@ def _without_data(x: Tensor, requires_grad: bool = False) -> Tensor:
 # ---- where in the user's code an operator is called
 
 
-class _Found(Exception):
+class _FoundError(Exception):
     pass
 
 
@@ -129,11 +129,13 @@ class _Search(TorchDispatchMode):
             self.left -= 1
             if self.left == 0:
                 self.stack = traceback.extract_stack()
-                raise _Found
+                raise _FoundError
         return func(*args, **(kwargs or {}))
 
 
-def unsupported(captured: Captured, model: torch.nn.Module, loss: Function, node: Node, why: str) -> UnsupportedError:
+def unsupported(
+    captured: Captured, model: torch.nn.Module, loss: Function, node: Node, why: str
+) -> UnsupportedError:
     """The error that names an operator, and the line of the user's code that calls it."""
     same = [n for n in captured.graph.graph.nodes if n.target is node.target]
     search = _Search(node.target, same.index(node) + 1)

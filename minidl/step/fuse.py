@@ -48,7 +48,10 @@ def _root(node: Any, name: Any) -> Any:
 
 def _fuse_backward(graph: Graph, arguments: Arguments, name: Any, activation: Node, backward: str) -> None:
     for node in graph.nodes:
-        if name(node) != "minidl.activation_backward" or _root(arguments[node]["saved"], name) is not activation:
+        if (
+            name(node) != "minidl.activation_backward"
+            or _root(arguments[node]["saved"], name) is not activation
+        ):
             continue
         users = list(node.users)
         if len(users) != 1 or name(users[0]) != backward or arguments[users[0]]["dy"] is not node:

@@ -19,7 +19,7 @@ Call = tuple[str, tuple[Any, ...]]
 NONE = ("none", 0.0, 0.0)  # no activation
 
 
-class Unlowered(Exception):
+class UnloweredError(Exception):
     """An operator that has no place in a plan, and why."""
 
     def __init__(self, node: Node, why: str) -> None:
@@ -32,8 +32,9 @@ LOWERINGS: dict[str, Callable[..., None]] = {}
 VIEWS = {
     f"aten.{name}"
     for name in (
-        "view _unsafe_view reshape t transpose permute unsqueeze squeeze expand detach alias slice select"
-    ).split()
+        *("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze"),
+        *("expand", "detach", "alias", "slice", "select"),
+    )
 }
 
 
@@ -69,6 +70,8 @@ def arguments_of(node: Node) -> dict[str, Any]:
 class Lowering:
     """The calls of one step, in order, and the memory that they need."""
 
+    node: Node  # being lowered
+
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.slots: list[Slot] = []
@@ -78,7 +81,6 @@ class Lowering:
         self.counters: list[Node] = []
         self.one: Address | None = None  # of a number 1
         self.values: dict[Node, Any] = {}
-        self.node: Node | None = None
 
     # ---- memory
 
@@ -94,7 +96,6 @@ class Lowering:
 
     def output(self, index: int | None = None) -> Value:
         """A new value for the current node, or for the index-th of its results."""
-        assert self.node is not None
         like = self.node.meta["val"]
         like = like if index is None else like[index]
         value = self.new(like.shape, like.stride(), like.dtype)
@@ -124,8 +125,7 @@ class Lowering:
     def copy(self, to: Value, source: Value) -> None:
         shape = copy_shape(to.shape, to.stride, source.stride)
         if shape is None or to.dtype != self.dtype or source.dtype != self.dtype:
-            assert self.node is not None
-            raise Unlowered(self.node, "needs a copy of a kind that a plan has not")
+            raise UnloweredError(self.node, "needs a copy of a kind that a plan has not")
         if to.numel:
             self.call("strided_copy", to.address, source.address, shape)
 
@@ -133,19 +133,21 @@ class Lowering:
 
     def lower(self, graph: torch.fx.Graph, inputs: dict[Node, Value]) -> None:
         self.values.update(inputs)
-        arguments = {n: arguments_of(n) for n in graph.nodes if n.op == "call_function" and op_name(n) != "getitem"}
+        arguments = {
+            n: arguments_of(n) for n in graph.nodes if n.op == "call_function" and op_name(n) != "getitem"
+        }
         same = fuse(graph, arguments, op_name)
         for node in graph.nodes:
             if node.op != "call_function":
                 if node.op == "get_attr":
-                    raise Unlowered(node, "is a tensor that is neither a parameter nor a buffer")
+                    raise UnloweredError(node, "is a tensor that is neither a parameter nor a buffer")
                 continue
             self.node = node
             name = op_name(node)
             if node in same:
                 self.values[node] = self.values[same[node]]
             elif name == "getitem":
-                self.values[node] = self.values[node.args[0]].get(node.args[1])
+                self.values[node] = self.values[node.args[0]].get(node.args[1])  # type: ignore[index]
             elif name in VIEWS:
                 self.view(node, name, arguments[node])
             elif name in LOWERINGS:
@@ -155,12 +157,15 @@ class Lowering:
                 }
                 LOWERINGS[name](self, **given)
             else:
-                raise Unlowered(node, "is not among what a plan can call")
+                raise UnloweredError(node, "is not among what a plan can call")
 
     def view(self, node: Node, name: str, arguments: dict[str, Any]) -> None:
         base, like = self.values[node.args[0]], node.meta["val"]
         offset = base.address.offset
-        if name in ("aten.slice", "aten.select"):  # the graph's values do not say where in their storage they begin
+        if name in (
+            "aten.slice",
+            "aten.select",
+        ):  # the graph's values do not say where in their storage they begin
             first = arguments["index"] if name == "aten.select" else arguments["start"] or 0
             dim = arguments["dim"]
             first = max(first + base.shape[dim], 0) if first < 0 else min(first, base.shape[dim])
@@ -193,225 +198,3 @@ def _addresses(arguments: Any) -> list[Address]:
 
 def at(v: Value | None) -> Address | None:
     return None if v is None else v.address
-
-
-# ---- what joins and rearranges
-
-
-@lowers("aten.add")
-def add(p: Lowering, self: Value, other: Any, alpha: Any = 1) -> None:
-    if not isinstance(other, Value) or self.shape != other.shape or alpha != 1 or self.dtype != other.dtype:
-        raise Unlowered(p.node, "adds something else than two values of one shape")
-    y = p.output()
-    a, b = p.ordered(self, y.stride), p.ordered(other, y.stride)
-    p.call("add", y.address, a.address, b.address, y.numel)
-
-
-@lowers("aten.add_")
-def count(p: Lowering, self: Value, other: Any, alpha: Any = 1) -> None:
-    source = p.node.args[0]
-    if self.dtype != torch.int64 or self.shape or other != 1 or source.op != "placeholder":
-        raise Unlowered(p.node, "works in place")
-    p.counters.append(source)
-    p.values[p.node] = self
-
-
-@lowers("aten.cat")
-def cat(p: Lowering, tensors: Any, dim: int = 0) -> None:
-    y = p.output()
-    offset, dim = y.address.offset, dim % max(len(y.shape), 1)
-    for node in tensors:
-        x = p.values[node]
-        if x.numel == 0:
-            continue
-        p.copy(Value(Address(y.address.slot, offset), x.shape, y.stride, y.dtype), x)
-        offset += x.shape[dim] * y.stride[dim] * y.dtype.itemsize
-
-
-@lowers("aten.clone")
-def clone(p: Lowering, self: Value, memory_format: Any = None) -> None:
-    p.copy(p.output(), self)
-
-
-@lowers("aten._to_copy")
-def to_copy(p: Lowering, self: Value, **options: Any) -> None:
-    p.copy(p.output(), self)  # which refuses other dtypes
-
-
-@lowers("aten.copy_")
-def copy_into(p: Lowering, self: Value, src: Value, non_blocking: bool = False) -> None:
-    if self.shape != src.shape or p.slots[self.address.slot].bound:
-        raise Unlowered(p.node, "writes into what is not the plan's own")
-    p.copy(self, src)
-    p.values[p.node] = self
-
-
-@lowers("aten.ones_like")
-def ones_like(p: Lowering, self: Value, **options: Any) -> None:
-    if self.shape:
-        raise Unlowered(p.node, "fills a tensor")
-    if p.one is None:
-        p.slots.append(Slot(0, bound=True))
-        p.one = Address(len(p.slots) - 1, 0)
-    p.values[p.node] = Value(p.one, (), (), p.dtype)
-
-
-# ---- activation
-
-
-@lowers("minidl.activation")
-def activation(p: Lowering, x: Value, name: str, alpha: float, beta: float) -> None:
-    y = p.output()
-    x = p.ordered(x, y.stride)
-    p.call("activation_forward", y.address, x.address, y.numel, (name, alpha, beta))
-
-
-@lowers("minidl.activation_backward")
-def activation_backward(p: Lowering, dy: Value, saved: Value, name: str, alpha: float, beta: float) -> None:
-    dx = p.output()
-    dy, saved = p.ordered(dy, dx.stride), p.ordered(saved, dx.stride)
-    p.call("activation_backward", dx.address, dy.address, saved.address, dx.numel, (name, alpha, beta))
-
-
-# ---- matmul
-
-
-def gemm(p: Lowering, c: Value, a: Value, b: Value, bias: Value | None = None, activation: str = "none") -> None:
-    """c = activation(a b + bias) for matrices, or batches of them; c is contiguous."""
-    batch = a.shape[0] if len(a.shape) == 3 else 1
-    (m, k), n = a.shape[-2:], b.shape[-1]
-
-    def matrix(v: Value) -> tuple[Any, ...]:
-        return v.address, *v.stride[-2:], v.stride[0] if len(v.shape) == 3 else 0
-
-    epilogue = at(bias), (activation, 0.0, 0.0)
-    p.call("gemm", c.address, n, m * n, matrix(a), matrix(b), batch, m, n, k, epilogue)
-
-
-def rows(p: Lowering, v: Value) -> Value:
-    """As a matrix of all the vectors of the last dimension."""
-    if len(v.shape) == 2:
-        return v
-    if len(v.shape) == 1:
-        return v.viewed((1, *v.shape), (v.shape[0] * v.stride[0], *v.stride))
-    v = p.contiguous(v)
-    shape = math.prod(v.shape[:-1]), v.shape[-1]
-    return v.viewed(shape, contiguous_strides(shape))
-
-
-@lowers("minidl.matmul")
-def matmul(p: Lowering, a: Value, b: Value) -> None:
-    y = p.output()
-    if len(b.shape) == 1:
-        b = b.viewed((b.shape[0], 1), (b.stride[0], 1))
-    if len(b.shape) == 2 and (len(a.shape) <= 2 or a.is_contiguous):
-        return gemm(p, y, rows(p, a), b)
-    if len(a.shape) != 3 or len(b.shape) != 3 or a.shape[0] != b.shape[0]:
-        raise Unlowered(p.node, "broadcasts a batch of matrices")
-    gemm(p, y, a, b)
-
-
-@lowers("minidl.linear")
-def linear(p: Lowering, input: Value, weight: Value, bias: Value | None, activation: str) -> None:
-    gemm(p, p.output(), rows(p, input), weight.transposed(), bias and p.contiguous(bias), activation)
-
-
-@lowers("minidl.linear_backward")
-def linear_backward(
-    p: Lowering,
-    dy: Value,
-    input: Value,
-    weight: Value,
-    output: Value | None,
-    activation: str,
-    wanted: list[bool],
-) -> None:
-    dx, dw, db = (p.output(i) if want else None for i, want in enumerate(wanted))
-    dz = rows(p, dy)
-    if activation != "none" or db:
-        dz = p.contiguous(dz)
-        m, n = dz.shape
-        undone = p.new(dz.shape, dz.stride) if activation != "none" else None
-        y = p.contiguous(rows(p, output)) if output and undone else None
-        f = (activation, 0.0, 0.0)
-        p.call("epilogue_backward", at(undone), at(db), dz.address, at(y), m, n, f)
-        dz = undone or dz
-    if dx:
-        gemm(p, dx, dz, weight)
-    if dw:
-        gemm(p, dw, dz.transposed(), rows(p, input))
-
-
-# ---- conv
-
-
-def image(v: Value) -> tuple[Any, ...]:
-    flat = len(v.shape) == 3  # one dimension: pictures of a single row
-    row, height = (0, 1) if flat else (v.stride[2], v.shape[2])
-    return v.address, v.stride[0], v.stride[1], row, v.stride[-1], height, v.shape[-1]
-
-
-def pairs(values: Sequence[int], dims: int, missing: int) -> list[int]:
-    values = list(values) * (dims if len(values) == 1 else 1)
-    return [missing] * (2 - dims) + values
-
-
-def conv_shape(x: Value, y: Value, w: Value, o: dict[str, Any]) -> tuple[Any, ...]:
-    dims, groups = len(x.shape) - 2, o["groups"]
-
-    def sizes(v: Value) -> list[int]:
-        return pairs(v.shape[2:], dims, 1)
-
-    stride, dilation = (pairs(o[key], dims, 1) for key in ("stride", "dilation"))
-    padding = pairs(o["padding"], dims, 0)
-    channels = w.shape[1], w.shape[0] // groups
-    return x.shape[0], groups, *channels, sizes(x), sizes(y), sizes(w), stride, padding, dilation
-
-
-@lowers("minidl.convolution")
-def convolution(
-    p: Lowering, input: Value, weight: Value, bias: Value | None, activation: str, **o: Any
-) -> None:
-    y = p.output()
-    epilogue = at(bias and p.contiguous(bias)), (activation, 0.0, 0.0)
-    if o["transposed"]:
-        shape = conv_shape(y, input, weight, o)
-        p.call("conv_backward_input", image(y), image(input), image(weight), shape, epilogue)
-    else:
-        p.call("conv_forward", image(y), image(input), image(weight), conv_shape(input, y, weight, o), epilogue)
-
-
-@lowers("minidl.convolution_backward")
-def convolution_backward(
-    p: Lowering,
-    dy: Value,
-    input: Value,
-    weight: Value,
-    output: Value | None,
-    activation: str,
-    wanted: list[bool],
-    **o: Any,
-) -> None:
-    dx, dw, db = (p.output(i) if want else None for i, want in enumerate(wanted))
-    dz = dy
-    if activation != "none" or db:
-        channels_last = (output if output and activation != "none" else dy).is_channels_last
-        dz = p.contiguous(dy, channels_last)
-        undone = p.new(dz.shape, dz.stride) if activation != "none" else None
-        y = p.contiguous(output, channels_last) if output and undone else None
-        n, channels, pixels = dz.shape[0], dz.shape[1], math.prod(dz.shape[2:])
-        f = (activation, 0.0, 0.0)
-        if channels_last:
-            p.call("epilogue_backward", at(undone), at(db), dz.address, at(y), n * pixels, channels, f)
-        else:
-            shape = n, channels, pixels
-            p.call("planes_epilogue_backward", at(undone), at(db), dz.address, at(y), shape, f)
-        dz = undone or dz
-    transposed = o["transposed"]
-    shape = conv_shape(dz, input, weight, o) if transposed else conv_shape(input, dz, weight, o)
-    if dx:
-        kernel = "conv_forward" if transposed else "conv_backward_input"
-        p.call(kernel, image(dx), image(dz), image(weight), shape, (None, NONE))
-    if dw:
-        of_y, of_x = (input, dz) if transposed else (dz, input)
-        p.call("conv_backward_weight", image(dw), image(of_y), image(of_x), shape)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from minidl.step.lower import Lowering, Unlowered, at, lowers
+from minidl.step.lower import Lowering, UnloweredError, at, lowers
 from minidl.step.values import Value
 
 # ---- norm
@@ -52,13 +52,13 @@ def batch_norm_forward(
     y, stats = p.output(0), p.output(1)
     mean, var = (None if training else at(v) for v in (running_mean, running_var))
     a = affine(p, weight, bias, activation)
-    p.call(
-        "batch_norm_forward", y.address, stats.address, x.address, mean, var, a, batch_shape(x), eps
-    )
+    p.call("batch_norm_forward", y.address, stats.address, x.address, mean, var, a, batch_shape(x), eps)
 
 
 @lowers("minidl.batch_norm_update")
-def batch_norm_update(p: Lowering, running_mean: Value, running_var: Value, stats: Value, momentum: float) -> None:
+def batch_norm_update(
+    p: Lowering, running_mean: Value, running_var: Value, stats: Value, momentum: float
+) -> None:
     args = running_mean.address, running_var.address, stats.address, stats.shape[1], momentum
     p.call("batch_norm_update", *args, commit=True)
 
@@ -129,7 +129,9 @@ def groups_shape(x: Value, normalized_shape: Sequence[int] | None) -> tuple[int,
 # ---- dropout
 
 
-def _dropout(p: Lowering, y: Value, x: Value, state: Value, p_drop: float, channels: bool, last: bool) -> None:
+def _dropout(
+    p: Lowering, y: Value, x: Value, state: Value, p_drop: float, channels: bool, last: bool
+) -> None:
     x = p.contiguous(x, last)
     images, features = (x.shape[0], x.shape[1]) if channels else (1, x.numel)
     inner = math.prod(x.shape[2:]) if channels else 1
@@ -142,7 +144,7 @@ def _dropout(p: Lowering, y: Value, x: Value, state: Value, p_drop: float, chann
 @lowers("minidl.dropout_forward")
 def dropout_forward(p: Lowering, /, input: Value, channels: bool, generator: Any, **rest: float) -> None:
     if generator is not None:
-        raise Unlowered(p.node, "draws from a generator of its own")
+        raise UnloweredError(p.node, "draws from a generator of its own")
     y, state = p.output(0), p.output(1)
     p.drawn.append(state.address.slot)
     _dropout(p, y, input, state, rest["p"], channels, input.is_channels_last)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from minidl.step.lower import Lowering, Unlowered, at, lowers
+from minidl.step.lower import Lowering, UnloweredError, at, lowers
 from minidl.step.values import Value
 
 KINDS = ("mse", "l1", "smooth_l1", "huber", "bce", "bce_with_logits")  # numbered as LossKind
@@ -111,7 +111,7 @@ class Classification:
         self.ignore_index = ignore_index
         self.probabilities = probabilities and target.shape == input.shape
         if not self.probabilities and (target.dtype != torch.int64 or not target.is_contiguous):
-            raise Unlowered(p.node, "takes class indices that are not int64, one after the other")
+            raise UnloweredError(p.node, "takes class indices that are not int64, one after the other")
         self.t = p.contiguous(target).address if self.probabilities else target.address
         index, probability = (None, self.t) if self.probabilities else (self.t, None)
         w = at(weight and p.contiguous(weight))
@@ -189,6 +189,4 @@ def nll_loss_backward(
 ) -> None:
     c = Classification(p, input, target, weight, ignore_index)
     dx, dy = p.output(), p.contiguous(dy)
-    p.call(
-        "nll_loss_backward", dx.address, dy.address, total_weight.address, c.target, c.shape, reduction
-    )
+    p.call("nll_loss_backward", dx.address, dy.address, total_weight.address, c.target, c.shape, reduction)

@@ -55,9 +55,13 @@ def algorithm_of(optimizer: torch.optim.Optimizer) -> Algorithm:
     name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
     if type(optimizer) not in ALGORITHMS:
         known = "SGD, RMSprop, Adam and AdamW of minidl.optim or torch.optim"
-        raise UnsupportedError(f"minidl.TrainStep: no plan for optimizer {name}; there are {known}. {EAGERLY}")
+        raise UnsupportedError(
+            f"minidl.TrainStep: no plan for optimizer {name}; there are {known}. {EAGERLY}"
+        )
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise UnsupportedError(f"minidl.TrainStep: the optimizer {name} has step hooks, which a plan cannot call. {EAGERLY}")
+        raise UnsupportedError(
+            f"minidl.TrainStep: the optimizer {name} has step hooks, which a plan cannot call. {EAGERLY}"
+        )
     for group in optimizer.param_groups:
         for option in ("differentiable", "capturable"):
             if group.get(option):
@@ -82,7 +86,10 @@ def make_state(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> None:
 
 
 def rows(
-    optimizer: torch.optim.Optimizer, group: Group, grads: dict[Tensor, int], pending: list[tuple[Any, str, Tensor]]
+    optimizer: torch.optim.Optimizer,
+    group: Group,
+    grads: dict[Tensor, int],
+    pending: list[tuple[Any, str, Tensor]],
 ) -> list[tuple[Any, ...]]:
     """Of each parameter with a gradient: itself, its gradient's slot, its state, its step, and whether its momentum
     buffer begins as the gradient. Such buffers go to `pending`: they become state when a step has filled them."""

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import minidl.step.lower_images
-import minidl.step.lower_losses  # noqa: F401 # registers its operators, as the one above
+import minidl.step.lower_losses
+import minidl.step.lower_products  # noqa: F401 # registers its operators, as the two above
 from minidl import _C
 from minidl.step import memory, optimizers
 from minidl.step.capture import EAGERLY, Captured, UnsupportedError, capture, unsupported
-from minidl.step.lower import Lowering, Unlowered
+from minidl.step.lower import Lowering, UnloweredError
 from minidl.step.values import Address, Value
 
 DTYPES = (torch.float32, torch.float64)
@@ -27,7 +28,9 @@ class Plan:
     step: Callable[[Tensor, Tensor], Tensor | None]  # None where x or y is not what was planned for
     watched: tuple[Any, list[torch.nn.Module]]
     grads: list[tuple[Tensor, Tensor]]  # with keep_grads: each parameter, and where its gradient is left
-    pending: list[tuple[Any, str, Tensor]] = field(default_factory=list)  # state that the first step will fill
+    pending: list[tuple[Any, str, Tensor]] = field(
+        default_factory=list
+    )  # state that the first step will fill
 
     def install_state(self) -> bool:
         """Hand the state that the first step has filled over to the optimizer; whether there was any."""
@@ -66,7 +69,7 @@ def make_plan(
     captured = capture(model, loss, x, y, updated)
     try:
         return _build(captured, optimizer, kernel, dtype, keep_grads, [*modules_of(model, loss)])
-    except Unlowered as error:
+    except UnloweredError as error:
         raise unsupported(captured, model, loss, error.node, error.why) from None
 
 
@@ -75,10 +78,14 @@ def _check_model(model: torch.nn.Module, x: Tensor) -> torch.dtype:
     dtypes = {p.dtype for p in model.parameters()}
     devices = {p.device.type for p in model.parameters()} | {x.device.type}
     if devices != {"cpu"}:
-        raise UnsupportedError(f"minidl.TrainStep: plans are for the CPU, but the tensors are on {sorted(devices)}. {EAGERLY}")
+        raise UnsupportedError(
+            f"minidl.TrainStep: plans are for the CPU, but the tensors are on {sorted(devices)}. {EAGERLY}"
+        )
     if len(dtypes) != 1 or not dtypes <= {*DTYPES}:
         names = sorted(str(d) for d in dtypes)
-        raise UnsupportedError(f"minidl.TrainStep: expected parameters of float32 or of float64, but got {names}. {EAGERLY}")
+        raise UnsupportedError(
+            f"minidl.TrainStep: expected parameters of float32 or of float64, but got {names}. {EAGERLY}"
+        )
     return dtypes.pop()
 
 
@@ -113,7 +120,9 @@ def _build(
     _bind(native, p, captured, inputs, loss_value)
     for tensor, slot in kept.values():
         native.bind(slot, tensor, True)
-    plan = Plan(native, native.step_function(), (optimizer, modules), [(q, tensor) for q, (tensor, _) in kept.items()])
+    plan = Plan(
+        native, native.step_function(), (optimizer, modules), [(q, tensor) for q, (tensor, _) in kept.items()]
+    )
     optimizers.make_state(optimizer, list(gradients))
     slots = {q: v.address.slot for q, v in gradients.items()}
     for group in optimizer.param_groups:
@@ -134,7 +143,9 @@ def _gradients(p: Lowering, captured: Captured, grads: list[Any]) -> dict[Tensor
         value = p.values[node]
         ordered = p.ordered(value, parameter.stride())
         if not ordered.is_dense:
-            raise Unlowered(node, "is the gradient of a parameter whose elements do not fill one block of memory")
+            raise UnloweredError(
+                node, "is the gradient of a parameter whose elements do not fill one block of memory"
+            )
         taken = any(v.address.slot == ordered.address.slot for v in result.values())
         if ordered.address.offset or taken or p.slots[ordered.address.slot].bound:
             copy = p.new(ordered.shape, ordered.stride)
@@ -167,4 +178,6 @@ def _bind(native: Any, p: Lowering, captured: Captured, inputs: dict[Any, Value]
         native.bind(p.one.slot, torch.ones((), dtype=p.dtype), False)
     for slot in p.drawn:
         native.draw_into(slot)
-    native.bind_batch(x.address.slot, captured.inputs[-2], y.address.slot, captured.inputs[-1], loss.address.slot)
+    native.bind_batch(
+        x.address.slot, captured.inputs[-2], y.address.slot, captured.inputs[-1], loss.address.slot
+    )

@@ -81,9 +81,7 @@ def _same_order(value: Value, stride: tuple[int, ...]) -> bool:
     """Strides of dimensions of one element say nothing."""
     if value.numel == 0:
         return True
-    return all(
-        a == b for size, a, b in zip(value.shape, value.stride, stride, strict=True) if size > 1
-    )
+    return all(a == b for size, a, b in zip(value.shape, value.stride, stride, strict=True) if size > 1)
 
 
 def copy_shape(
