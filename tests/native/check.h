@@ -20,15 +20,9 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "sanitizers.h"
 #ifdef MINIDL_SIM
 #include "cuda_sim.h"  // then one of the tables is CUDA's, on the simulator of tests/sim
-#endif
-
-#if __has_include(<sanitizer/asan_interface.h>)
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
-#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
 using namespace minidl;
@@ -70,14 +64,14 @@ class Memory {
     }
     const size_t offset = (capacity_ - bytes) / alignment * alignment;
     data = pages_ + offset;
-    ASAN_POISON_MEMORY_REGION(pages_, offset);
-    ASAN_POISON_MEMORY_REGION(data + bytes, capacity_ - offset - bytes);
+    forbid(pages_, offset);
+    forbid(data + bytes, capacity_ - offset - bytes);
   }
   Memory(Memory&& other) noexcept { swap(other); }
   Memory& operator=(Memory&& other) noexcept { return swap(other), *this; }
   ~Memory() {
     if (!pages_) return;
-    ASAN_UNPOISON_MEMORY_REGION(pages_, capacity_);
+    allow(pages_, capacity_);
     pool()[capacity_].push_back(pages_);
   }
   char* data = nullptr;

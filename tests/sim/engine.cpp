@@ -1,5 +1,5 @@
-// The scheduler behind cuda_sim.h. Never compiled with sanitizers: their fiber hooks are weak symbols here,
-// so that one object serves every build. One launch at a time, from one thread.
+// The scheduler behind cuda_sim.h. Never compiled with sanitizers: one object serves every build. One launch at
+// a time, from one thread.
 //
 // Races: under ThreadSanitizer each fiber is a thread, switched to without synchronisation. Only barriers,
 // __syncwarp, fences, and the begin and end of a launch order accesses; shuffles and votes do not.
@@ -16,26 +16,12 @@
 #include <vector>
 
 #include "cuda_sim.h"
+#include "native/sanitizers.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 extern "C" {
-#define WEAK __attribute__((weak))
-WEAK void __sanitizer_start_switch_fiber(void** save, const void* bottom, size_t size);
-WEAK void __sanitizer_finish_switch_fiber(void* save, const void** bottom, size_t* size);
-WEAK void* __tsan_get_current_fiber();
-WEAK void* __tsan_create_fiber(unsigned);
-WEAK void __tsan_destroy_fiber(void*);
-WEAK void __tsan_switch_to_fiber(void*, unsigned);
-WEAK void __tsan_acquire(void*);
-WEAK void __tsan_release(void*);
-WEAK void AnnotateIgnoreReadsBegin(const char*, int);
-WEAK void AnnotateIgnoreReadsEnd(const char*, int);
-WEAK void AnnotateIgnoreWritesBegin(const char*, int);
-WEAK void AnnotateIgnoreWritesEnd(const char*, int);
-#undef WEAK
-
 void minidl_switch_stack(void** from, void* to);  // switch_stack.cpp
 void minidl_fiber_entry();
 extern const size_t minidl_entry_word, minidl_frame_words;
@@ -98,13 +84,6 @@ std::vector<Allocation> allocations;  // of the running block
 size_t static_bytes, dynamic_bytes;
 const char dynamic_key = 0;
 
-void acquire(void* tag) {
-  if (__tsan_acquire) __tsan_acquire(tag);
-}
-void release(void* tag) {
-  if (__tsan_release) __tsan_release(tag);
-}
-
 void fail(const std::string& why) {
   if (!error.empty()) return;
   error = why + " in block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
@@ -157,16 +136,6 @@ void abandon_fibers() {
     if (f.tsan) __tsan_destroy_fiber(f.tsan);
   }
   fibers.clear();
-}
-
-// Not seen by ThreadSanitizer: what the scheduler does for the device, not a thread of a kernel.
-template <class F>
-void unwatched(F f) {
-  if (AnnotateIgnoreReadsBegin) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
-  if (AnnotateIgnoreWritesBegin) AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
-  f();
-  if (AnnotateIgnoreWritesEnd) AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
-  if (AnnotateIgnoreReadsEnd) AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 }
 
 void* allocate(const void* key, size_t bytes) {
