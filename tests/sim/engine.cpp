@@ -71,9 +71,15 @@ void* kernel_closure;
 std::string error;
 unsigned order_seed;
 
+// Blocks take turns with two sets of fibers: a fiber of the block before would carry that block's accesses through
+// the next barrier, and order them before everything.
+size_t blocks_run;
+size_t fiber_sets() { return __tsan_create_fiber ? 2 : 1; }
+size_t turn() { return blocks_run % 2; }
+
 // Addresses that ThreadSanitizer's happens-before hangs on. Two a barrier and a warp take turns, so that a
-// barrier does not order what lies beyond the next one.
-char launched, finished, fenced, barrier_tag[2], warp_tag[32][2];
+// barrier does not order what lies beyond the next one; and no two blocks in a row share one.
+char launched, finished, fenced, barrier_tag[2][2], warp_tag[2][32][2];
 unsigned barriers_passed, meetings_passed[32];
 
 struct Allocation {
@@ -242,13 +248,14 @@ bool pass_barrier() {
   return true;
 }
 
-void run_block(size_t number, std::mt19937& random) {
+void run_block(std::mt19937& random) {
+  const size_t sets = fiber_sets();
+  ++blocks_run;
   for (size_t t = 0; t < threads.size(); ++t) {
     const unsigned i = static_cast<unsigned>(t);
     threads[t].state = State::ready;
     threads[t].copies = {};
-    // Another fiber for the same index in each block: else blocks looked ordered to ThreadSanitizer.
-    threads[t].fiber = (t + number * 37) % fibers.size();
+    threads[t].fiber = (t + blocks_run * 37) % threads.size() * sets + blocks_run % sets;
     threads[t].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   }
   std::vector<size_t> warps;
@@ -303,7 +310,7 @@ bool next_landing(int groups_left, Copy& copy) {
 
 void barrier(Site site) {
   Thread& t = threads[current];
-  char* tag = &barrier_tag[barriers_passed % 2];
+  char* tag = &barrier_tag[turn()][barriers_passed % 2];
   release(tag);
   t.state = State::at_barrier;
   t.site = site;
@@ -314,7 +321,7 @@ void barrier(Site site) {
 void meet(unsigned mask, void* payload, Resolve* resolve, bool orders, Site site) {
   Thread& t = threads[current];
   const size_t warp = current / 32;
-  char* tag = &warp_tag[warp][meetings_passed[warp] % 2];
+  char* tag = &warp_tag[turn()][warp][meetings_passed[warp] % 2];
   if (orders) release(tag);
   t.state = State::at_meeting;
   t.site = site;
@@ -335,7 +342,7 @@ int run(dim3 grid, dim3 block, size_t dynamic, void (*body)(void*), void* closur
     return 9;
   }
   if (__sanitizer_start_switch_fiber) stack_bytes = 256 << 10;
-  while (fibers.size() < count) fibers.push_back(new_fiber());
+  while (fibers.size() < count * fiber_sets()) fibers.push_back(new_fiber());
   threads.assign(count, {});
   gridDim = grid;
   blockDim = block;
@@ -351,7 +358,7 @@ int run(dim3 grid, dim3 block, size_t dynamic, void (*body)(void*), void* closur
   for (const size_t b : order) {
     blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                 static_cast<unsigned>(b / grid.x / grid.y)};
-    run_block(b, random);
+    run_block(random);
     if (!error.empty()) break;
   }
   acquire(&finished);
