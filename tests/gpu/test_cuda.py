@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as TF
+from cases import Function, dense_cases, image_cases
 from torch import Tensor
 
 import minidl.functional as F
@@ -20,63 +21,9 @@ if not torch.cuda.is_available() or _build_info.cuda is None:
     pytest.skip("no GPU, or no CUDA kernels in this build", allow_module_level=True)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-Function = Callable[..., Tensor]
 
 
-def cases() -> Iterator[tuple[str, Function, Function, tuple[Tensor, ...]]]:
-    """Name, ours, torch's, float64 inputs on the CPU. Sizes on both sides of the kernels' thresholds."""
-    torch.manual_seed(0)
-    for m, k, n in ((1, 1, 1), (37, 19, 23), (128, 784, 256), (64, 64, 10), (300, 513, 260), (40, 4096, 24)):
-        x, w, b = torch.randn(m, k).double(), torch.randn(n, k).double() / k**0.5, torch.randn(n).double()
-        yield f"matmul {m} {k} {n}", F.matmul, torch.matmul, (x, w.t())
-        yield (
-            f"matmul of transposes {m} {k} {n}",
-            lambda a, c: F.matmul(a.t(), c),
-            lambda a, c: a.t() @ c,
-            (x, x),
-        )
-        yield f"linear {m} {k} {n}", F.linear, TF.linear, (x, w, b)
-        for name in ("relu", "sigmoid", "tanh"):
-            ours = lambda x, w, b, name=name: F.linear(x, w, b, name)  # noqa: E731
-            theirs = lambda x, w, b, name=name: getattr(torch, name)(TF.linear(x, w, b))  # noqa: E731
-            yield f"linear + {name} {m} {k} {n}", ours, theirs, (x, w, b)
-    a, b = torch.randn(5, 33, 65).double(), torch.randn(5, 65, 40).double() / 8
-    yield "batched matmul", F.matmul, torch.matmul, (a, b)
-    for n in (1, 31, 4099, 300007):
-        x, t = torch.randn(n).double(), torch.rand(n).double()
-        for name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "softplus"):
-            yield f"{name} {n}", getattr(F, name), getattr(TF, name), (x,)
-        for name in (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "binary_cross_entropy_with_logits",
-        ):
-            yield f"{name} {n}", getattr(F, name), getattr(TF, name), (x, t)
-    for shape in ((3, 5), (70, 1000), (9, 1025), (2, 20001), (1, 70001), (4, 7, 6)):
-        x = torch.randn(*shape).double() * 3
-        target = torch.randint(shape[1], (shape[0], *shape[2:]))
-        for name in ("softmax", "log_softmax"):
-            ours, theirs = getattr(F, name), getattr(TF, name)
-            yield f"{name} {shape}", lambda t, f=ours: f(t, 1), lambda t, f=theirs: f(t, 1), (x,)
-        for options in (
-            {},
-            {"label_smoothing": 0.1},
-            {"reduction": "sum", "ignore_index": int(target.flatten()[0])},
-        ):
-            ours = lambda t, o=options, c=target: F.cross_entropy(t, c.to(t.device), **o)  # noqa: E731
-            theirs = lambda t, o=options, c=target: TF.cross_entropy(t, c.to(t.device), **o)  # noqa: E731
-            yield f"cross_entropy {shape} {options}", ours, theirs, (x,)
-        yield (
-            f"nll_loss {shape}",
-            lambda t, c=target: F.nll_loss(t, c.to(t.device)),
-            lambda t, c=target: TF.nll_loss(t, c.to(t.device)),
-            (x,),
-        )
-
-
-CASES = list(cases())
+CASES = [*dense_cases(), *image_cases()]
 
 
 def poison() -> None:
@@ -117,6 +64,36 @@ def test_parity(case: tuple[str, Function, Function, tuple[Tensor, ...]], dtype:
         assert (one - exact).abs().max() <= allowed
 
 
+@pytest.fixture(autouse=True)
+def equal_precision() -> Iterator[None]:
+    """torch computes convolutions of float32 in tf32 unless told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout(p: float, dtype: torch.dtype) -> None:
+    """Zero or scaled, as often as it should; the same mask backward, and again from the same seed."""
+    x = torch.ones(300_001, device="cuda", dtype=dtype, requires_grad=True)
+    masks = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        y = F.dropout(x, p)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert torch.equal(y, dx)
+        masks.append(y)
+    assert torch.equal(*masks)
+    assert not torch.equal(masks[0], F.dropout(x, p)), "the same mask twice"
+    kept = y != 0
+    assert torch.equal(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
+    assert abs(kept.double().mean().item() - (1 - p)) < 5e-3
+    channels = F.dropout2d(torch.ones(64, 32, 5, 5, device="cuda", dtype=dtype), p).flatten(2)
+    assert torch.equal(channels.amin(-1), channels.amax(-1))
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)).cuda()
@@ -132,6 +109,31 @@ def test_a_side_stream_is_kept_to() -> None:
         y = F.relu(late)
     side.synchronize()
     assert torch.equal(y, late.relu())
+
+
+def test_the_backward_pass_keeps_to_the_stream_of_the_forward_pass() -> None:
+    """It runs in a thread of autograd, whose current stream and device are others until it sets them."""
+    x = torch.randn(1 << 22, device="cuda", requires_grad=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        y = F.tanh(x)
+        dy = torch.full_like(y, float("nan"))
+        torch.cuda._sleep(100_000_000)
+        dy.fill_(1)  # after this, on this stream only
+    (dx,) = torch.autograd.grad(y, x, dy)
+    torch.cuda.synchronize()
+    assert dx.isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_another_device_than_the_current_one() -> None:
+    x, w = torch.randn(40, 30, device="cuda:1", requires_grad=True), torch.randn(20, 30, device="cuda:1")
+    y = F.linear(x, w, activation="relu")
+    y.sum().backward()
+    assert y.device == x.grad.device == torch.device("cuda:1")
+    torch.testing.assert_close(y, TF.linear(x, w).relu(), atol=1e-4, rtol=1e-4)
+    assert torch.cuda.current_device() == 0
 
 
 def test_a_captured_step_replays() -> None:
@@ -166,6 +168,69 @@ def test_a_captured_step_replays() -> None:
 
     for one, other in zip(train(True), train(False), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])
+def test_a_captured_update_counts_its_steps_and_reads_its_rate(name: str) -> None:
+    def train(captured: bool) -> list[Tensor]:
+        torch.manual_seed(2)
+        parameters = [torch.randn(n, device="cuda", requires_grad=True) for n in (1, 7, 5000, 33) * 8]
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        lr = torch.tensor(0.1, device="cuda")
+        capturable = {} if name == "SGD" else {"capturable": True}
+        optimizer = getattr(optim, name)(parameters, lr=lr, weight_decay=0.01, **capturable)
+        optimizer.step()
+        step: Callable[[], object] = optimizer.step
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            step = graph.replay
+        for i in range(10):
+            lr.fill_(0.1 / (i + 1))
+            step()
+        return [p.detach().clone() for p in parameters]
+
+    for one, other in zip(train(True), train(False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_captured_dropout_draws_anew() -> None:
+    x = torch.ones(10_000, device="cuda")
+    F.dropout(x, 0.5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = F.dropout(x, 0.5)
+    masks = []
+    for _ in range(2):
+        graph.replay()
+        masks.append(y.clone())
+    assert not torch.equal(*masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    """torch.autocast and GradScaler, ours beside torch's layers: the same losses but for 16-bit rounding."""
+    x, t = torch.randn(64, 784, device="cuda"), torch.randint(10, (64,), device="cuda")
+    losses = []
+    for layers in (nn, torch.nn):
+        torch.manual_seed(1)
+        model = layers.Sequential(layers.Linear(784, 128), layers.ReLU(), layers.Linear(128, 10)).cuda()
+        optimizer = (optim if layers is nn else torch.optim).SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype=dtype):
+                logits = model(x)
+                loss = layers.functional.cross_entropy(logits, t)
+            assert logits.dtype == dtype
+            assert loss.dtype == torch.float32
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])
