@@ -62,6 +62,19 @@ double number(const py::dict& group) {
   return to_number(option<name>(group));
 }
 
+// A number, or a tensor where reading it would wait for a device.
+struct Rate {
+  double value = 0;
+  std::optional<at::Tensor> device;
+};
+Rate learning_rate(const py::dict& group) {
+  const py::handle lr = option<"lr">(group);
+  if (THPVariable_Check(lr.ptr()) && !THPVariable_Unpack(lr.ptr()).is_cpu()) {
+    return {.device = THPVariable_Unpack(lr.ptr()).detach()};
+  }
+  return {to_number(lr), std::nullopt};
+}
+
 template <Literal name>
 bool flag(const py::dict& group) {
   return option<name>(group).template cast<bool>();
@@ -175,52 +188,67 @@ auto run_kernel(at::TensorList tensors, F f) {
   return f();
 }
 
+// As torch: what a graph captures must lie on the device.
+void check_capturable(const py::dict& group, const GroupTensors& t, at::TensorList steps) {
+  const py::handle capturable = find(group, key<"capturable">());
+  if (!capturable || !capturable.cast<bool>()) return;
+  const at::TensorList params = t.params;
+  for (size_t i = 0; i < params.size(); ++i) {
+    if (!params[i].is_cpu() && (steps.empty() || steps[i].device() == params[i].device())) continue;
+    PyErr_SetString(PyExc_AssertionError,
+                    "minidl.optim: If capturable=True, params and state_steps must be on a CUDA device.");
+    throw py::error_already_set();
+  }
+}
+
 // gather, then step(tensors); whether there was all the state it takes.
 template <class Step>
 bool run(const py::dict& group, const py::dict& state, std::initializer_list<PyObject*> names, Step step) {
   check_off<"differentiable">(group);
-  check_off<"capturable">(group);
   GroupTensors tensors;
   if (!gather(group, state, names, tensors)) return false;
+  check_capturable(group, tensors, tensors.state[3]);
   if (tensors.grads.empty()) return true;  // the dispatcher has nothing to go by
   run_kernel(tensors.grads, [&] { step(tensors); });
   return true;
 }
 
 bool sgd_step(const py::dict& group, const py::dict& state) {
-  const double lr = number<"lr">(group), momentum = number<"momentum">(group);
+  const Rate lr = learning_rate(group);
+  const double momentum = number<"momentum">(group);
   const double dampening = number<"dampening">(group), weight_decay = number<"weight_decay">(group);
   const bool nesterov = flag<"nesterov">(group), maximize = flag<"maximize">(group);
   return run(group, state, {momentum != 0 ? key<"momentum_buffer">() : nullptr}, [&](const GroupTensors& t) {
-    ops::sgd_step(t.params, t.grads, t.state[0], {}, lr, momentum, dampening, weight_decay, nesterov,
-                  maximize);
+    ops::sgd_step(t.params, t.grads, t.state[0], {}, lr.value, momentum, dampening, weight_decay, nesterov,
+                  maximize, lr.device);
   });
 }
 
 bool rmsprop_step(const py::dict& group, const py::dict& state) {
-  const double lr = number<"lr">(group), alpha = number<"alpha">(group), eps = number<"eps">(group);
+  const Rate lr = learning_rate(group);
+  const double alpha = number<"alpha">(group), eps = number<"eps">(group);
   const double weight_decay = number<"weight_decay">(group), momentum = number<"momentum">(group);
   const bool centered = flag<"centered">(group), maximize = flag<"maximize">(group);
   const std::initializer_list<PyObject*> names = {key<"square_avg">(),
                                                   momentum > 0 ? key<"momentum_buffer">() : nullptr,
                                                   centered ? key<"grad_avg">() : nullptr, key<"step">()};
   return run(group, state, names, [&](const GroupTensors& t) {
-    ops::rmsprop_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr, alpha, eps,
-                      weight_decay, momentum, centered, maximize);
+    ops::rmsprop_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr.value, alpha, eps,
+                      weight_decay, momentum, centered, maximize, lr.device);
   });
 }
 
 bool adam_step(const py::dict& group, const py::dict& state) {
-  const double lr = number<"lr">(group), eps = number<"eps">(group),
-               weight_decay = number<"weight_decay">(group);
+  const Rate lr = learning_rate(group);
+  const double eps = number<"eps">(group), weight_decay = number<"weight_decay">(group);
   const auto [beta1, beta2] = betas(group);
   const bool amsgrad = flag<"amsgrad">(group), maximize = flag<"maximize">(group);
   const bool decoupled = flag<"decoupled_weight_decay">(group);
   const std::initializer_list<PyObject*> names = {key<"exp_avg">(), key<"exp_avg_sq">(),
                                                   amsgrad ? key<"max_exp_avg_sq">() : nullptr, key<"step">()};
   return run(group, state, names, [&, beta1 = beta1, beta2 = beta2](const GroupTensors& t) {
-    ops::adam_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr, beta1, beta2, eps,
-                   weight_decay, amsgrad, decoupled, maximize);
+    ops::adam_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr.value, beta1, beta2,
+                   eps, weight_decay, amsgrad, decoupled, maximize, lr.device);
   });
 }
 

@@ -1,7 +1,7 @@
 #include <ATen/ops/convolution_backward.h>
 
 #include "ops/activation.h"
-#include "ops/op.h"
+#include "ops/autocast.h"
 
 namespace minidl {
 namespace {
@@ -101,15 +101,15 @@ at::MemoryFormat format_of(const Tensor& x) {
 
 template <class T>
 ImageView<T> image_view(const Tensor& x) {
-  const auto data = [&] {
+  const auto pointer = [&] {
     if constexpr (std::is_const_v<T>) {
-      return x.const_data_ptr<std::remove_const_t<T>>();
+      return data<std::remove_const_t<T>>(x);
     } else {
-      return x.mutable_data_ptr<T>();
+      return mutable_data<T>(x);
     }
   }();
   const bool flat = x.dim() == 3;  // one dimension: pictures of a single row
-  return {data,         x.stride(0),          x.stride(1), flat ? 0 : x.stride(2),
+  return {pointer,      x.stride(0),          x.stride(1), flat ? 0 : x.stride(2),
           x.stride(-1), flat ? 1 : x.size(2), x.size(-1)};
 }
 
@@ -301,6 +301,7 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
             "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
             "bool transposed, int[] output_padding, int groups, str activation='none') -> Tensor",
             convolution, convolution_autograd);
+  define_autocast<convolution, Cast::lower>(m, "convolution");
   define_backward_op(
       m, "convolution_backward",
       "(Tensor dy, Tensor input, Tensor weight, Tensor? output, int[] stride, int[] padding, int[] dilation, "
