@@ -235,7 +235,7 @@ int main(int argc, char** argv) {
   check_cuda(run);
 #endif
 #define KERNEL(name, ...)                       \
-  if (wanted.empty() && !cases.count(#name))  \
+  if (wanted.empty() && !cases.count(#name))    \
     fail("kernel " #name                        \
          " is not checked here; the last that " \
          "is");
