@@ -143,6 +143,15 @@ struct OptimizerTensor {
   int64_t n;
   double correction1, correction2;  // adam: 1 - beta1^t, sqrt(1 - beta2^t)
   bool first;                       // sgd: the momentum buffer is not read but becomes the gradient
+  float* step =
+      nullptr;  // CUDA only, on the device: t - 1; it is counted there, and the corrections follow from it
+};
+
+// A learning rate. On the device, CUDA only, it is `device`, which a captured graph reads anew.
+struct LearningRate {
+  double value;
+  const double* device = nullptr;
+  LearningRate(double v, const double* d = nullptr) : value(v), device(d) {}
 };
 
 // One of a list of tensors that a kernel walks as if they were one: n elements, in any order.
@@ -153,17 +162,20 @@ struct Span {
 };
 
 struct SgdParams {
-  double lr, momentum, dampening, weight_decay;
+  LearningRate lr;
+  double momentum, dampening, weight_decay;
   bool nesterov, maximize;
 };
 
 struct RmspropParams {
-  double lr, alpha, eps, weight_decay, momentum;
+  LearningRate lr;
+  double alpha, eps, weight_decay, momentum;
   bool maximize;
 };
 
 struct AdamParams {
-  double lr, beta1, beta2, eps, weight_decay;
+  LearningRate lr;
+  double beta1, beta2, eps, weight_decay;
   bool decoupled, maximize;  // decoupled: AdamW's weight decay
 };
 

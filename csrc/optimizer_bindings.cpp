@@ -62,6 +62,19 @@ double number(const py::dict& group) {
   return to_number(option<name>(group));
 }
 
+// A number, or a tensor where reading it would wait for a device.
+struct Rate {
+  double value = 0;
+  std::optional<at::Tensor> device;
+};
+Rate learning_rate(const py::dict& group) {
+  const py::handle lr = option<"lr">(group);
+  if (THPVariable_Check(lr.ptr()) && !THPVariable_Unpack(lr.ptr()).is_cpu()) {
+    return {.device = THPVariable_Unpack(lr.ptr()).detach()};
+  }
+  return {to_number(lr), std::nullopt};
+}
+
 template <Literal name>
 bool flag(const py::dict& group) {
   const py::handle value = option<name>(group);
@@ -180,20 +193,33 @@ auto run_kernel(at::TensorList tensors, F f) {
   return f();
 }
 
+// As torch: what a graph captures must lie on the device.
+void check_capturable(const py::dict& group, const GroupTensors& t, at::TensorList steps) {
+  const py::handle capturable = find(group, key<"capturable">());
+  if (!capturable || !capturable.cast<bool>()) return;
+  const at::TensorList params = t.params;
+  for (size_t i = 0; i < params.size(); ++i) {
+    if (!params[i].is_cpu() && (steps.empty() || steps[i].device() == params[i].device())) continue;
+    PyErr_SetString(PyExc_AssertionError,
+                    "minidl.optim: If capturable=True, params and state_steps must be on a CUDA device.");
+    throw py::error_already_set();
+  }
+}
+
 // gather, then step(tensors); whether there was all the state it takes.
 template <class Step>
 bool run(const py::dict& group, const py::dict& state, std::initializer_list<PyObject*> names, Step step) {
   check_off<"differentiable">(group);
-  check_off<"capturable">(group);
   GroupTensors tensors;
   if (!gather(group, state, names, tensors)) return false;
+  check_capturable(group, tensors, tensors.state[3]);
   if (tensors.grads.empty()) return true;  // the dispatcher has nothing to go by
   run_kernel(tensors.grads, [&] { step(tensors); });
   return true;
 }
 
-SgdParams sgd_options(const py::dict& group) {
-  return {.lr = number<"lr">(group),
+SgdParams sgd_options(const py::dict& group, double lr) {
+  return {.lr = lr,
           .momentum = number<"momentum">(group),
           .dampening = number<"dampening">(group),
           .weight_decay = number<"weight_decay">(group),
@@ -201,8 +227,8 @@ SgdParams sgd_options(const py::dict& group) {
           .maximize = flag<"maximize">(group)};
 }
 
-RmspropParams rmsprop_options(const py::dict& group) {
-  return {.lr = number<"lr">(group),
+RmspropParams rmsprop_options(const py::dict& group, double lr) {
+  return {.lr = lr,
           .alpha = number<"alpha">(group),
           .eps = number<"eps">(group),
           .weight_decay = number<"weight_decay">(group),
@@ -210,9 +236,9 @@ RmspropParams rmsprop_options(const py::dict& group) {
           .maximize = flag<"maximize">(group)};
 }
 
-AdamParams adam_options(const py::dict& group) {
+AdamParams adam_options(const py::dict& group, double lr) {
   const auto [beta1, beta2] = betas(group);
-  return {.lr = number<"lr">(group),
+  return {.lr = lr,
           .beta1 = beta1,
           .beta2 = beta2,
           .eps = number<"eps">(group),
@@ -222,34 +248,37 @@ AdamParams adam_options(const py::dict& group) {
 }
 
 bool sgd_step(const py::dict& group, const py::dict& state) {
-  const SgdParams p = sgd_options(group);
-  return run(group, state, {p.momentum != 0 ? key<"momentum_buffer">() : nullptr},
-             [&](const GroupTensors& t) {
-               ops::sgd_step(t.params, t.grads, t.state[0], {}, p.lr, p.momentum, p.dampening, p.weight_decay,
-                             p.nesterov, p.maximize);
-             });
+  const Rate lr = learning_rate(group);
+  const SgdParams p = sgd_options(group, lr.value);
+  return run(
+      group, state, {p.momentum != 0 ? key<"momentum_buffer">() : nullptr}, [&](const GroupTensors& t) {
+        ops::sgd_step(t.params, t.grads, t.state[0], {}, lr.value, p.momentum, p.dampening, p.weight_decay,
+                      p.nesterov, p.maximize, lr.device);
+      });
 }
 
 bool rmsprop_step(const py::dict& group, const py::dict& state) {
-  const RmspropParams p = rmsprop_options(group);
+  const Rate lr = learning_rate(group);
+  const RmspropParams p = rmsprop_options(group, lr.value);
   const bool centered = flag<"centered">(group);
   const std::initializer_list<PyObject*> names = {key<"square_avg">(),
                                                   p.momentum > 0 ? key<"momentum_buffer">() : nullptr,
                                                   centered ? key<"grad_avg">() : nullptr, key<"step">()};
   return run(group, state, names, [&](const GroupTensors& t) {
-    ops::rmsprop_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], p.lr, p.alpha, p.eps,
-                      p.weight_decay, p.momentum, centered, p.maximize);
+    ops::rmsprop_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr.value, p.alpha,
+                      p.eps, p.weight_decay, p.momentum, centered, p.maximize, lr.device);
   });
 }
 
 bool adam_step(const py::dict& group, const py::dict& state) {
-  const AdamParams p = adam_options(group);
+  const Rate lr = learning_rate(group);
+  const AdamParams p = adam_options(group, lr.value);
   const bool amsgrad = flag<"amsgrad">(group);
   const std::initializer_list<PyObject*> names = {key<"exp_avg">(), key<"exp_avg_sq">(),
                                                   amsgrad ? key<"max_exp_avg_sq">() : nullptr, key<"step">()};
   return run(group, state, names, [&](const GroupTensors& t) {
-    ops::adam_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], p.lr, p.beta1, p.beta2,
-                   p.eps, p.weight_decay, amsgrad, p.decoupled, p.maximize);
+    ops::adam_step(t.params, t.grads, t.state[0], t.state[1], t.state[2], t.state[3], lr.value, p.beta1,
+                   p.beta2, p.eps, p.weight_decay, amsgrad, p.decoupled, p.maximize, lr.device);
   });
 }
 
@@ -287,9 +316,10 @@ void clip_value(const std::vector<at::Tensor>& grads, double bound) {
 }  // namespace
 
 OptimizerOptions read_optimizer_options(const std::string& kind, const py::dict& group) {
-  if (kind == "sgd_step") return sgd_options(group);
-  if (kind == "rmsprop_step") return rmsprop_options(group);
-  return adam_options(group);
+  const double lr = number<"lr">(group);
+  if (kind == "sgd_step") return sgd_options(group, lr);
+  if (kind == "rmsprop_step") return rmsprop_options(group, lr);
+  return adam_options(group, lr);
 }
 
 void bind_optimizers(py::module_& m) {

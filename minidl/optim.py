@@ -4,10 +4,13 @@ A subclass keeps everything of torch's class but the arithmetic: constructor and
 and its layout, hooks, ``state_dict`` and ``load_state_dict`` both ways, learning rate schedulers. Formulas
 are those in the documentation of torch's classes.
 
-Parameters are float32 or float64 CPU tensors of any layout. A step raises, before it writes anything of a
-group, NotImplementedError for sparse gradients, complex and other dtypes, ``differentiable=True`` and
-``capturable=True``. ``foreach`` and ``fused`` are accepted and change
-nothing: an update always is one pass.
+Parameters are tensors of any layout, float32 or float64, on CUDA also float16 or bfloat16. A step raises, before it
+writes anything of a group, NotImplementedError for sparse gradients, complex and other dtypes and
+``differentiable=True``. ``foreach`` and ``fused`` are accepted and change nothing: an update always is one pass.
+
+``capturable=True`` is for CUDA graphs, and an AssertionError on the CPU, as torch's: the number of the step then lies
+on the device and is counted there, and so does a learning rate that is a CUDA tensor, so that each replay of a captured
+step is the next one, at the rate that the tensor holds by then.
 """
 
 from collections.abc import Callable
@@ -101,9 +104,14 @@ class SGD(_KernelStep, torch.optim.SGD):
         self._init_group(group, params, grads, found)
         first = [i for i, buffer in enumerate(found) if buffer is None]
         buffers = [torch.empty_like(p) if b is None else b for p, b in zip(params, found, strict=True)]
-        numbers = {name: _number(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
+        lr = group["lr"]
+        device_lr = (
+            lr if isinstance(lr, Tensor) and not lr.is_cpu else None
+        )  # reading it would wait for the device
+        numbers = {name: _number(group[name]) for name in ("momentum", "dampening", "weight_decay")}
+        numbers["lr"] = 0.0 if device_lr is not None else _number(lr)
         flags = {name: bool(group[name]) for name in ("nesterov", "maximize")}
-        torch.ops.minidl.sgd_step(params, grads, buffers, first, **numbers, **flags)
+        torch.ops.minidl.sgd_step(params, grads, buffers, first, **numbers, **flags, device_lr=device_lr)
         for param, buffer in zip(params, buffers, strict=True):
             self.state[param]["momentum_buffer"] = buffer
 

@@ -124,7 +124,7 @@ struct Norm {
 template <class T>
 void sgd_step(const OptimizerTensor<T>* tensors, int64_t count, SgdParams s, Context) {
   const Gradient<T> gradient(s.maximize, s.weight_decay);
-  const Vec<T> lr(static_cast<T>(-s.lr)), momentum(static_cast<T>(s.momentum));
+  const Vec<T> lr(static_cast<T>(-s.lr.value)), momentum(static_cast<T>(s.momentum));
   const Vec<T> weight(static_cast<T>(1 - s.dampening));
   const bool nesterov = s.nesterov;
   for_each_range(tensors, count, [=](OptimizerTensor<T> t, int64_t begin, int64_t end) {
@@ -147,7 +147,8 @@ void rmsprop_step(const OptimizerTensor<T>* tensors, int64_t count, RmspropParam
   const Gradient<T> gradient(s.maximize, s.weight_decay);
   const SquareAverage<T> average(s.alpha);
   const Lerp<T> lerp(1 - s.alpha);
-  const Vec<T> lr(static_cast<T>(-s.lr)), momentum(static_cast<T>(s.momentum)), eps(static_cast<T>(s.eps));
+  const Vec<T> lr(static_cast<T>(-s.lr.value)), momentum(static_cast<T>(s.momentum)),
+      eps(static_cast<T>(s.eps));
   for_each_range(tensors, count, [=](OptimizerTensor<T> t, int64_t begin, int64_t end) {
     T *square_avg = t.state[0], *buffer = t.state[1], *grad_avg = t.state[2];
     for_lanes<T>(begin, end, [&](int64_t i, int64_t lanes, auto tag) {
@@ -175,11 +176,11 @@ void rmsprop_step(const OptimizerTensor<T>* tensors, int64_t count, RmspropParam
 template <class T>
 void adam_step(const OptimizerTensor<T>* tensors, int64_t count, AdamParams s, Context) {
   const Gradient<T> gradient(s.maximize, s.decoupled ? 0 : s.weight_decay);
-  const Vec<T> keep(static_cast<T>(s.decoupled ? 1 - s.lr * s.weight_decay : 1));
+  const Vec<T> keep(static_cast<T>(s.decoupled ? 1 - s.lr.value * s.weight_decay : 1));
   const Lerp<T> lerp(1 - s.beta1);
   const SquareAverage<T> average(s.beta2);
   const Vec<T> eps(static_cast<T>(s.eps));
-  const double lr = s.lr;
+  const double lr = s.lr.value;
   for_each_range(tensors, count, [=](OptimizerTensor<T> t, int64_t begin, int64_t end) {
     T *exp_avg = t.state[0], *exp_avg_sq = t.state[1], *max_exp_avg_sq = t.state[2];
     const Vec<T> step_size(static_cast<T>(-lr / t.correction1)), scale(static_cast<T>(1 / t.correction2));

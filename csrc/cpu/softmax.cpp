@@ -12,8 +12,7 @@ constexpr int64_t chunk = 8192;   // elements whose rows make up one partial sum
 template <class T>
 constexpr T lowest = static_cast<T>(sizeof(T) == 4 ? -__FLT_MAX__ : -__DBL_MAX__);
 
-// ---- the target distribution q of a row
-// -----------------------------------------------------------------------
+// ---- the target distribution q of a row ----
 
 // All of q that depends on the class alone or on given probabilities: q[c] = (scale p[c] + shift) weight[c].
 template <class T>
@@ -69,8 +68,7 @@ struct Picked {
   }
 };
 
-// ---- one pass over a row
-// --------------------------------------------------------------------------------------
+// ---- one pass over a row ----
 
 template <class T>
 struct RowSums {
@@ -173,8 +171,7 @@ MINIDL_INLINE LossSums row_losses(T* losses, const RowSums<T>& sums, const T* x,
   return s;
 }
 
-// ---- nll_loss
-// -------------------------------------------------------------------------------------------------
+// ---- nll_loss ----
 
 // f(row, position of x[t], weight[t]) for the rows of [begin, end) that are not ignored.
 template <class T, class F>
@@ -202,8 +199,7 @@ T row_gradient(const T* dy, const T* total_weight, Reduction r, int64_t row) {
 
 }  // namespace
 
-// ---- kernels
-// --------------------------------------------------------------------------------------------------
+// ---- kernels ----
 
 template <class T>
 void softmax_forward(T* y_, const T* x_, ClassShape s, bool log_, Context) {

@@ -57,6 +57,7 @@ template <class... P>
 void launch(void (*kernel)(P...), int64_t grid, int block, size_t dynamic_bytes, const Context& ctx,
             typename Exactly<P>::type... args) {
   if (grid <= 0) return;
+  if (grid > 0x7fffffff) return report(ctx, 9);  // cudaErrorInvalidConfiguration, before it is cut to 32 bits
 #ifdef MINIDL_SIM
   auto body = [&] { kernel(args...); };
   report(ctx, sim::run(

@@ -13,7 +13,8 @@ struct UpdateRow {
   const T* g;
   T* state[3];
   int64_t n;
-  Wide<T> scalars[2];  // of this tensor's step
+  Wide<T> scalars[3];            // of this tensor's step, as Scalars makes them
+  const Wide<T>* scalars_there;  // or nullptr: they were computed on the device
   bool vectors;
   bool first;  // sgd: the momentum buffer is not read
 };
@@ -55,20 +56,33 @@ struct SquareAverage {
   MINIDL_DEVICE W operator()(W v, W g) const { return weight * g * g + decay * v; }
 };
 
-// An update of one element: p and state are changed; has_state says which state there is.
+// What an update takes from the learning rate and from the tensor's step: lr for sgd and rmsprop; for adam -lr / (1 -
+// beta1^t), 1 / sqrt(1 - beta2^t), and what a parameter is multiplied by.
+template <class W>
+struct Scalars {
+  bool adam;
+  double beta1, beta2, decay;
+  __host__ __device__ void operator()(W (&s)[3], double lr, double correction1, double correction2) const {
+    s[0] = static_cast<W>(adam ? -lr / correction1 : lr);
+    s[1] = static_cast<W>(adam ? 1 / correction2 : 0);
+    s[2] = static_cast<W>(1 - lr * decay);
+  }
+};
+
+// An update of one element: p and state are changed; row.state says which state there is.
 template <class W>
 struct Sgd {
   Gradient<W> gradient;
-  W lr, momentum, weight;
+  W momentum, weight;
   bool nesterov;
   template <class Row>
-  MINIDL_DEVICE void operator()(W& p, W g, W (&state)[3], const Row& row) const {
+  MINIDL_DEVICE void operator()(W& p, W g, W (&state)[3], const W (&scalars)[3], const Row& row) const {
     g = gradient(g, p);
     if (row.state[0]) {
       state[0] = row.first ? g : weight * g + momentum * state[0];
       g = nesterov ? momentum * state[0] + g : state[0];
     }
-    p -= lr * g;
+    p -= scalars[0] * g;
   }
 };
 
@@ -77,9 +91,9 @@ struct Rmsprop {
   Gradient<W> gradient;
   SquareAverage<W> average;
   Lerp<W> lerp;
-  W lr, momentum, eps;
+  W momentum, eps;
   template <class Row>
-  MINIDL_DEVICE void operator()(W& p, W g, W (&state)[3], const Row& row) const {
+  MINIDL_DEVICE void operator()(W& p, W g, W (&state)[3], const W (&scalars)[3], const Row& row) const {
     g = gradient(g, p);
     W v = state[0] = average(state[0], g);
     if (row.state[2]) {
@@ -89,29 +103,27 @@ struct Rmsprop {
     const W denominator = sqrt(v) + eps;
     if (row.state[1]) {
       state[1] = momentum * state[1] + g / denominator;
-      p -= lr * state[1];
+      p -= scalars[0] * state[1];
     } else {
-      p -= lr * g / denominator;
+      p -= scalars[0] * g / denominator;
     }
   }
 };
 
-// The row's scalars: -lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t).
 template <class W>
 struct Adam {
   Gradient<W> gradient;
-  W keep;
   Lerp<W> lerp;
   SquareAverage<W> average;
   W eps;
   template <class Row>
-  MINIDL_DEVICE void operator()(W& p, W g, W (&state)[3], const Row& row) const {
+  MINIDL_DEVICE void operator()(W& p, W g, W (&state)[3], const W (&scalars)[3], const Row& row) const {
     g = gradient(g, p);
-    p *= keep;
+    p *= scalars[2];
     state[0] = lerp(state[0], g);
     W v = state[1] = average(state[1], g);
     if (row.state[2]) v = state[2] = maximum(state[2], v);
-    p += row.scalars[0] * state[0] / (sqrt(v) * row.scalars[1] + eps);
+    p += scalars[0] * state[0] / (sqrt(v) * scalars[1] + eps);
   }
 };
 
@@ -119,6 +131,10 @@ template <class T, class Step>
 struct UpdateElements {
   Step step;
   MINIDL_DEVICE void operator()(const UpdateRow<T>& row, Range range, int64_t) const {
+    Wide<T> scalars[3];
+    MINIDL_UNROLL for (int i = 0; i < 3; ++i) {
+      scalars[i] = row.scalars_there ? row.scalars_there[i] : row.scalars[i];
+    }
     each_in<T>(range, row.vectors, [&](int64_t i, auto width) {
       Wide<T> p[width], g[width], state[3][width];
       load<width>(p, row.p + i);
@@ -128,7 +144,7 @@ struct UpdateElements {
       }
       MINIDL_UNROLL for (int j = 0; j < width; ++j) {
         Wide<T> of_element[3] = {state[0][j], state[1][j], state[2][j]};
-        step(p[j], g[j], of_element, row);
+        step(p[j], g[j], of_element, scalars, row);
         MINIDL_UNROLL for (int s = 0; s < 3; ++s) state[s][j] = of_element[s];
       }
       MINIDL_UNROLL for (int s = 0; s < 3; ++s) {
@@ -139,18 +155,57 @@ struct UpdateElements {
   }
 };
 
-// prepare(row, tensor) adds what Step alone reads of a row.
-template <class T, class Step, class Prepare>
-void update(const OptimizerTensor<T>* tensors, int64_t count, const Context& ctx, Step step,
-            Prepare prepare) {
+// The same on the device, a block a tensor: counts its step, and leaves its scalars to the update.
+template <class W>
+struct ScalarsRow {
+  float* step;
+  double correction1, correction2;  // where there is no step
+  W* to;
+  int64_t n;
+};
+template <class W>
+struct CountStep {
+  Scalars<W> scalars;
+  LearningRate lr;
+  MINIDL_DEVICE void operator()(const ScalarsRow<W>& row, Range, int64_t) const {
+    if (threadIdx.x != 0) return;
+    double correction1 = row.correction1, correction2 = row.correction2;
+    if (row.step) {
+      const double t = *row.step += 1;
+      correction1 = 1 - pow(scalars.beta1, t);
+      correction2 = sqrt(1 - pow(scalars.beta2, t));
+    }
+    W s[3];
+    scalars(s, lr.device ? *lr.device : lr.value, correction1, correction2);
+    MINIDL_UNROLL for (int i = 0; i < 3; ++i) row.to[i] = s[i];
+  }
+};
+
+template <class T, class Step>
+void update(const OptimizerTensor<T>* tensors, int64_t count, const Context& ctx, LearningRate lr,
+            Scalars<Wide<T>> scalars, Step step) {
+  using W = Wide<T>;
+  bool there = lr.device != nullptr;
+  for (int64_t k = 0; k < count; ++k) there |= tensors[k].step != nullptr;
+  W* const computed =
+      there ? static_cast<W*>(ctx.workspace(3 * sizeof(W) * static_cast<size_t>(count))) : nullptr;
+  if (there) {
+    const auto make = [&](int64_t k) {
+      const OptimizerTensor<T>& t = tensors[k];
+      return ScalarsRow<W>{t.step, t.correction1, t.correction2, computed + 3 * k, 1};
+    };
+    for_each_tensor(count, 1, ctx, make, CountStep<W>{scalars, lr});
+  }
   const auto make = [&](int64_t k) {
     const OptimizerTensor<T>& t = tensors[k];
-    UpdateRow<T> row = {t.p, t.g, {t.state[0], t.state[1], t.state[2]}, t.n, {}, true, false};
+    UpdateRow<T> row = {t.p,     t.g,  {t.state[0], t.state[1], t.state[2]},   t.n, {},
+                        nullptr, true, t.first && std::is_same_v<Step, Sgd<W>>};
+    scalars(row.scalars, lr.value, t.correction1, t.correction2);
+    if (there) row.scalars_there = computed + 3 * k;
     for (const T* p : {static_cast<const T*>(t.p), t.g, static_cast<const T*>(t.state[0]),
                        static_cast<const T*>(t.state[1]), static_cast<const T*>(t.state[2])}) {
       row.vectors &= aligned(p);
     }
-    prepare(row, t);
     return row;
   };
   for_each_tensor(count, chunk_for(elements(tensors, count), ctx), ctx, make, UpdateElements<T, Step>{step});
@@ -267,33 +322,26 @@ void for_each_span(const Span<T>* spans, int64_t count, int64_t chunk, const Con
 template <class T>
 void sgd_step(const OptimizerTensor<T>* tensors, int64_t count, SgdParams s, Context ctx) {
   using W = Wide<T>;
-  const Sgd<W> step{Gradient<W>(s.maximize, s.weight_decay), static_cast<W>(s.lr), static_cast<W>(s.momentum),
+  const Sgd<W> step{Gradient<W>(s.maximize, s.weight_decay), static_cast<W>(s.momentum),
                     static_cast<W>(1 - s.dampening), s.nesterov};
-  update(tensors, count, ctx, step, [](auto& row, const auto& t) { row.first = t.first; });
+  update(tensors, count, ctx, s.lr, Scalars<W>{}, step);
 }
 
 template <class T>
 void rmsprop_step(const OptimizerTensor<T>* tensors, int64_t count, RmspropParams s, Context ctx) {
   using W = Wide<T>;
-  const Rmsprop<W> step{Gradient<W>(s.maximize, s.weight_decay),
-                        SquareAverage<W>(s.alpha),
-                        Lerp<W>(1 - s.alpha),
-                        static_cast<W>(s.lr),
-                        static_cast<W>(s.momentum),
-                        static_cast<W>(s.eps)};
-  update(tensors, count, ctx, step, [](auto&, const auto&) {});
+  const Rmsprop<W> step{Gradient<W>(s.maximize, s.weight_decay), SquareAverage<W>(s.alpha),
+                        Lerp<W>(1 - s.alpha), static_cast<W>(s.momentum), static_cast<W>(s.eps)};
+  update(tensors, count, ctx, s.lr, Scalars<W>{}, step);
 }
 
 template <class T>
 void adam_step(const OptimizerTensor<T>* tensors, int64_t count, AdamParams s, Context ctx) {
   using W = Wide<T>;
-  const Adam<W> step{Gradient<W>(s.maximize, s.decoupled ? 0 : s.weight_decay),
-                     static_cast<W>(s.decoupled ? 1 - s.lr * s.weight_decay : 1), Lerp<W>(1 - s.beta1),
+  const Adam<W> step{Gradient<W>(s.maximize, s.decoupled ? 0 : s.weight_decay), Lerp<W>(1 - s.beta1),
                      SquareAverage<W>(s.beta2), static_cast<W>(s.eps)};
-  update(tensors, count, ctx, step, [&](auto& row, const auto& t) {
-    row.scalars[0] = static_cast<W>(-s.lr / t.correction1);
-    row.scalars[1] = static_cast<W>(1 / t.correction2);
-  });
+  update(tensors, count, ctx, s.lr, Scalars<W>{true, s.beta1, s.beta2, s.decoupled ? s.weight_decay : 0},
+         step);
 }
 
 template <class T>

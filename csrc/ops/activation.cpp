@@ -1,6 +1,6 @@
 #include "ops/activation.h"
 
-#include "ops/op.h"
+#include "ops/autocast.h"
 
 namespace minidl {
 namespace {
@@ -134,9 +134,17 @@ Tensor ops::activation_backward(const Tensor& dy, const Tensor& saved, std::stri
   return op.call(dy, saved, name, alpha, beta);
 }
 
+// softplus alone: the others keep the dtype of their input.
+static Tensor activation_autocast(const Tensor& x, std::string_view name, double alpha, double beta) {
+  if (name == "softplus") return Autocast<activation, Cast::to_float>::call(x, name, alpha, beta);
+  const c10::impl::ExcludeDispatchKeyGuard once(c10::DispatchKey::AutocastCUDA);
+  return ops::activation(x, name, alpha, beta);
+}
+
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "activation", "(Tensor x, str name, float alpha=0, float beta=0) -> Tensor", activation,
             activation_autograd);
+  define_autocast<activation, Cast::to_float>(m, "activation", activation_autocast);
   define_backward_op(m, "activation_backward",
                      "(Tensor dy, Tensor saved, str name, float alpha=0, float beta=0) -> Tensor",
                      activation_backward);

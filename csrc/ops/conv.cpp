@@ -1,7 +1,7 @@
 #include <ATen/ops/convolution_backward.h>
 
 #include "ops/activation.h"
-#include "ops/op.h"
+#include "ops/autocast.h"
 
 namespace minidl {
 namespace {
@@ -311,6 +311,7 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
             "(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
             "bool transposed, int[] output_padding, int groups, str activation='none') -> Tensor",
             convolution, convolution_autograd);
+  define_autocast<convolution, Cast::lower>(m, "convolution");
   define_backward_op(
       m, "convolution_backward",
       "(Tensor dy, Tensor input, Tensor weight, Tensor? output, int[] stride, int[] padding, int[] dilation, "

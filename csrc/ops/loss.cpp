@@ -1,6 +1,6 @@
 #include <ATen/ops/log_sigmoid.h>
 
-#include "ops/op.h"
+#include "ops/autocast.h"
 #include "ops/reduction.h"
 
 namespace minidl {
@@ -184,6 +184,15 @@ Tensor loss_autograd(const Tensor& x, const Tensor& t, std::string_view kind, in
   return y;
 }
 
+// As torch: 16-bit probabilities cannot be told from 0 and 1.
+Tensor loss_autocast(const Tensor& x, const Tensor& t, std::string_view kind, int64_t reduction,
+                     const OptionalTensor& weight, const OptionalTensor& pos_weight, double beta) {
+  TORCH_CHECK(kind != "bce",
+              "minidl::loss: binary_cross_entropy and BCELoss are unsafe to autocast; use "
+              "binary_cross_entropy_with_logits or BCEWithLogitsLoss, which are safe");
+  return Autocast<loss, Cast::to_float>::call(x, t, kind, reduction, weight, pos_weight, beta);
+}
+
 }  // namespace
 
 Tensor ops::loss(const Tensor& x, const Tensor& t, std::string_view kind, int64_t reduction,
@@ -198,6 +207,7 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
             "pos_weight=None, "
             "float beta=1) -> Tensor",
             loss, loss_autograd);
+  define_autocast<loss, Cast::to_float>(m, "loss", loss_autocast);
   define_backward_op(
       m, "loss_backward",
       "(Tensor dy, Tensor input, Tensor target, str kind, int reduction=1, Tensor? weight=None, "

@@ -1,7 +1,7 @@
 #include <ATen/ExpandUtils.h>
 
 #include "ops/activation.h"
-#include "ops/op.h"
+#include "ops/autocast.h"
 
 namespace minidl {
 namespace {
@@ -275,6 +275,8 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "matmul", "(Tensor a, Tensor b) -> Tensor", matmul, matmul_autograd);
   define_op(m, "linear", "(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor",
             linear, linear_autograd);
+  define_autocast<matmul, Cast::lower>(m, "matmul");
+  define_autocast<linear, Cast::lower>(m, "linear");
   define_backward_op(
       m, "linear_backward",
       "(Tensor dy, Tensor input, Tensor weight, Tensor? output, str activation, bool[3] wanted) "

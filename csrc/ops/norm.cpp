@@ -1,5 +1,6 @@
 #include "ops/norm.h"
 
+#include "ops/autocast.h"
 #include "ops/tensor_list.h"
 
 namespace minidl {
@@ -350,9 +351,8 @@ Tensor ops::group_norm(const Tensor& x, int64_t groups, const OptionalTensor& w,
   return std::get<0>(call_group_norm(x, groups, w, b, eps, activation));
 }
 
-// batch_norm, layer_norm and group_norm are the first results of their _forward operators: stats serve the
-// backward pass. batch_norm moves the running statistics too, by an operator of their own: what is left has
-// no side effects.
+// batch_norm, layer_norm and group_norm are the first results of their _forward operators; stats serve the backward
+// pass. batch_norm moves the running statistics by an operator of their own: what is left has no side effects.
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   const std::string affine = "Tensor? weight, Tensor? bias", results = " -> (Tensor output, Tensor stats)";
   const std::string gradients = "str activation, bool[3] wanted) -> (Tensor dx, Tensor dw, Tensor db)";
@@ -377,6 +377,9 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
                      layer_norm_backward);
   define_op(m, "group_norm_forward", "(" + group + ", float eps, str activation='none')" + results,
             group_norm_forward, group_norm_autograd);
+  define_autocast<batch_norm_forward, Cast::to_float>(m, "batch_norm_forward");
+  define_autocast<layer_norm_forward, Cast::to_float>(m, "layer_norm_forward");
+  define_autocast<group_norm_forward, Cast::to_float>(m, "group_norm_forward");
   define_backward_op(m, "group_norm_backward", "(Tensor dy, " + group + ", Tensor stats, " + gradients,
                      group_norm_backward);
 

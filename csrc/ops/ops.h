@@ -62,15 +62,15 @@ at::Tensor adaptive_avg_pool2d(const at::Tensor& x, c10::SymIntArrayRef output_s
 // initialised.
 void sgd_step(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers,
               at::IntArrayRef first, double lr, double momentum, double dampening, double weight_decay,
-              bool nesterov, bool maximize);
+              bool nesterov, bool maximize, const std::optional<at::Tensor>& device_lr);
 void rmsprop_step(at::TensorList params, at::TensorList grads, at::TensorList square_avgs,
                   at::TensorList momentum_buffers, at::TensorList grad_avgs, at::TensorList steps, double lr,
                   double alpha, double eps, double weight_decay, double momentum, bool centered,
-                  bool maximize);
+                  bool maximize, const std::optional<at::Tensor>& device_lr);
 void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
                at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList steps, double lr,
                double beta1, double beta2, double eps, double weight_decay, bool amsgrad,
-               bool decoupled_weight_decay, bool maximize);
+               bool decoupled_weight_decay, bool maximize, const std::optional<at::Tensor>& device_lr);
 
 // The norm of order p of the list as of one vector, and in-place clipping by it or by value.
 at::Tensor total_norm(at::TensorList grads, double p);

@@ -19,7 +19,8 @@ struct Update {
   const char* op;
   TensorList params, grads;
   std::array<StateList, 3> state;  // in the order of OptimizerTensor::state
-  StateList steps = {};            // 0-d CPU tensors that count the updates
+  StateList steps = {};            // 0-d tensors that count the updates, on the CPU or on the params' device
+  OptionalTensor device_lr = {};   // in place of the number, where it is on the params' device
 };
 
 void check_written(const char* op, const Tensor& param, const char* name, const Tensor& x) {
@@ -34,12 +35,12 @@ void check_gradient(const char* op, const Tensor& param, const Tensor& grad) {
   check_same_shape(op, "param", param, "grad", grad);
 }
 
-void check_step(const char* op, const Tensor& step) {
-  TORCH_CHECK(step.numel() == 1 && (step.is_cpu() || step.is_meta()) &&
-                  (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble),
-              "minidl::", op,
-              ": expected step to be a float32 or float64 CPU tensor of one element, but got ",
-              step.scalar_type(), " of shape ", step.sizes(), " on ", step.device());
+void check_scalar(const char* op, const char* name, const Tensor& x, at::Device device) {
+  TORCH_CHECK(x.numel() == 1 && (x.is_cpu() || x.is_meta() || x.device() == device) &&
+                  (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble),
+              "minidl::", op, ": expected ", name,
+              " to be a float32 or float64 CPU tensor of one element, or one on the params' device, but got ",
+              x.scalar_type(), " of shape ", x.sizes(), " on ", x.device());
 }
 
 void check_length(const Update& u, const StateList& list) {
@@ -60,10 +61,12 @@ void check(const Update& u) {
       if (s.used) check_written(u.op, u.params[i], s.name, s.tensors[i]);
     }
   }
-  for (const Tensor& step : u.steps.tensors) check_step(u.op, step);
+  if (u.params.empty()) return;
+  for (const Tensor& step : u.steps.tensors) check_scalar(u.op, "step", step, u.params[0].device());
+  if (u.device_lr) check_scalar(u.op, "device_lr", *u.device_lr, u.params[0].device());
 }
 
-// The step number of this update, counted in place.
+// The step number of this update, counted in place on the CPU.
 double count_step(const Tensor& step) {
   if (step.scalar_type() == at::kDouble) return *step.mutable_data_ptr<double>() += 1;
   return *step.mutable_data_ptr<float>() += 1;
@@ -78,14 +81,21 @@ OptimizerTensor<T> row(const Update& u, size_t i, Walkable& walkable) {
   for (size_t k = 0; k < u.state.size(); ++k) {
     if (u.state[k].used) row.state[k] = mutable_data<T>(walkable.written(u.state[k].tensors[i], p));
   }
+  if (u.steps.used && !u.steps.tensors[i].is_cpu()) {
+    row.step = mutable_data<float>(walkable.as_float(u.steps.tensors[i]));
+  }
   return row;
 }
 
-// Checks, then calls prepare(row, i) for each parameter and step(k, rows, count, ctx) for each batch.
+// Checks, then calls prepare(row, i) for each parameter and step(k, rows, count, lr, ctx) for each batch.
 template <class Prepare, class Step>
-void update(const Update& u, Prepare prepare, Step step) {
+void update(const Update& u, double lr, Prepare prepare, Step step) {
   check(u);
   if (u.params.empty() || u.params[0].is_meta()) return;
+  const bool lr_there = u.device_lr && !u.device_lr->is_cpu();
+  const OptionalTensor in_double = lr_there ? OptionalTensor(u.device_lr->to(at::kDouble)) : std::nullopt;
+  const LearningRate rate(u.device_lr && !lr_there ? u.device_lr->item().toDouble() : lr,
+                          data<double>(in_double));
   launch_batches(u.op, u.params, [&](const auto& batch, const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
     Walkable walkable;
@@ -94,7 +104,7 @@ void update(const Update& u, Prepare prepare, Step step) {
       rows.push_back(row<T>(u, i, walkable));
       prepare(rows.back(), i);
     }
-    step(k, rows.data(), std::ssize(rows), ctx);
+    step(k, rows.data(), std::ssize(rows), rate, ctx);
     walkable.finish();
   });
   bump_versions(u.params);
@@ -105,51 +115,62 @@ void update(const Update& u, Prepare prepare, Step step) {
 }
 
 void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers, at::IntArrayRef first,
-              double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-              bool maximize) {
-  const Update u = {"sgd_step", params, grads, {{{"momentum_buffer", momentum_buffers, momentum != 0}}}};
-  const SgdParams s = {lr, momentum, dampening, weight_decay, nesterov, maximize};
+              double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
+              const OptionalTensor& device_lr) {
+  const Update u = {.op = "sgd_step",
+                    .params = params,
+                    .grads = grads,
+                    .state = {{{"momentum_buffer", momentum_buffers, momentum != 0}}},
+                    .device_lr = device_lr};
   update(
-      u,
+      u, lr,
       [&](auto& row, size_t i) {
         row.first = std::find(first.begin(), first.end(), static_cast<int64_t>(i)) != first.end();
       },
-      [&](const auto& k, auto* rows, int64_t count, const Context& ctx) { k.sgd_step(rows, count, s, ctx); });
+      [&](const auto& k, auto* rows, int64_t count, LearningRate rate, const Context& ctx) {
+        k.sgd_step(rows, count, {rate, momentum, dampening, weight_decay, nesterov, maximize}, ctx);
+      });
 }
 
 void rmsprop_step(TensorList params, TensorList grads, TensorList square_avgs, TensorList momentum_buffers,
                   TensorList grad_avgs, TensorList steps, double lr, double alpha, double eps,
-                  double weight_decay, double momentum, bool centered, bool maximize) {
+                  double weight_decay, double momentum, bool centered, bool maximize,
+                  const OptionalTensor& device_lr) {
   const Update u = {"rmsprop_step",
                     params,
                     grads,
                     {{{"square_avg", square_avgs, true},
                       {"momentum_buffer", momentum_buffers, momentum > 0},
                       {"grad_avg", grad_avgs, centered}}},
-                    {"step", steps, true}};
-  const RmspropParams s = {lr, alpha, eps, weight_decay, momentum, maximize};
+                    {"step", steps, true},
+                    device_lr};
   update(
-      u, [&](auto&, size_t i) { count_step(steps[i]); },
-      [&](const auto& k, auto* rows, int64_t count, const Context& ctx) {
-        k.rmsprop_step(rows, count, s, ctx);
+      u, lr,
+      [&](auto& row, size_t i) {
+        if (!row.step) count_step(steps[i]);
+      },
+      [&](const auto& k, auto* rows, int64_t count, LearningRate rate, const Context& ctx) {
+        k.rmsprop_step(rows, count, {rate, alpha, eps, weight_decay, momentum, maximize}, ctx);
       });
 }
 
 void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                TensorList max_exp_avg_sqs, TensorList steps, double lr, double beta1, double beta2,
-               double eps, double weight_decay, bool amsgrad, bool decoupled_weight_decay, bool maximize) {
+               double eps, double weight_decay, bool amsgrad, bool decoupled_weight_decay, bool maximize,
+               const OptionalTensor& device_lr) {
   const Update u = {"adam_step",
                     params,
                     grads,
                     {{{"exp_avg", exp_avgs, true},
                       {"exp_avg_sq", exp_avg_sqs, true},
                       {"max_exp_avg_sq", max_exp_avg_sqs, amsgrad}}},
-                    {"step", steps, true}};
-  const AdamParams s = {lr, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize};
+                    {"step", steps, true},
+                    device_lr};
   double step = 0, correction1 = 0, correction2 = 0;  // nearly always the same for all
   update(
-      u,
+      u, lr,
       [&](auto& row, size_t i) {
+        if (row.step) return;
         if (const double counted = count_step(steps[i]); counted != step) {
           step = counted;
           correction1 = 1 - std::pow(beta1, step);
@@ -158,8 +179,9 @@ void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
         row.correction1 = correction1;
         row.correction2 = correction2;
       },
-      [&](const auto& k, auto* rows, int64_t count, const Context& ctx) {
-        k.adam_step(rows, count, s, ctx);
+      [&](const auto& k, auto* rows, int64_t count, LearningRate rate, const Context& ctx) {
+        k.adam_step(rows, count, {rate, beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize},
+                    ctx);
       });
 }
 
@@ -239,27 +261,28 @@ void clip_value(TensorList grads, double bound) {
 
 void ops::sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers, at::IntArrayRef first,
                    double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-                   bool maximize) {
+                   bool maximize, const OptionalTensor& device_lr) {
   static const auto op = find_op<decltype(ops::sgd_step)>("minidl::sgd_step");
-  op.call(params, grads, momentum_buffers, first, lr, momentum, dampening, weight_decay, nesterov, maximize);
+  op.call(params, grads, momentum_buffers, first, lr, momentum, dampening, weight_decay, nesterov, maximize,
+          device_lr);
 }
 
 void ops::rmsprop_step(TensorList params, TensorList grads, TensorList square_avgs,
                        TensorList momentum_buffers, TensorList grad_avgs, TensorList steps, double lr,
                        double alpha, double eps, double weight_decay, double momentum, bool centered,
-                       bool maximize) {
+                       bool maximize, const OptionalTensor& device_lr) {
   static const auto op = find_op<decltype(ops::rmsprop_step)>("minidl::rmsprop_step");
   op.call(params, grads, square_avgs, momentum_buffers, grad_avgs, steps, lr, alpha, eps, weight_decay,
-          momentum, centered, maximize);
+          momentum, centered, maximize, device_lr);
 }
 
 void ops::adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                     TensorList max_exp_avg_sqs, TensorList steps, double lr, double beta1, double beta2,
-                    double eps, double weight_decay, bool amsgrad, bool decoupled_weight_decay,
-                    bool maximize) {
+                    double eps, double weight_decay, bool amsgrad, bool decoupled_weight_decay, bool maximize,
+                    const OptionalTensor& device_lr) {
   static const auto op = find_op<decltype(ops::adam_step)>("minidl::adam_step");
   op.call(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, lr, beta1, beta2, eps, weight_decay,
-          amsgrad, decoupled_weight_decay, maximize);
+          amsgrad, decoupled_weight_decay, maximize, device_lr);
 }
 
 Tensor ops::total_norm(TensorList grads, double p) {
@@ -281,20 +304,21 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(
       m, "sgd_step",
       "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, int[] first=[], *, float lr, "
-      "float momentum=0, float dampening=0, float weight_decay=0, bool nesterov=False, bool maximize=False) "
-      "-> ()",
+      "float momentum=0, float dampening=0, float weight_decay=0, bool nesterov=False, bool maximize=False, "
+      "Tensor? device_lr=None) -> ()",
       sgd_step, WithoutGraph<ops::sgd_step>::call);
   define_op(m, "rmsprop_step",
             "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] square_avgs, Tensor(c!)[] momentum_buffers, "
             "Tensor(d!)[] grad_avgs, Tensor(e!)[] steps, *, float lr, float alpha, float eps, "
-            "float weight_decay=0, float momentum=0, bool centered=False, bool maximize=False) -> ()",
+            "float weight_decay=0, float momentum=0, bool centered=False, bool maximize=False, "
+            "Tensor? device_lr=None) -> ()",
             rmsprop_step, WithoutGraph<ops::rmsprop_step>::call);
   define_op(
       m, "adam_step",
       "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
       "Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, *, float lr, float beta1, float beta2, float eps, "
-      "float weight_decay=0, bool amsgrad=False, bool decoupled_weight_decay=False, bool maximize=False) "
-      "-> ()",
+      "float weight_decay=0, bool amsgrad=False, bool decoupled_weight_decay=False, bool maximize=False, "
+      "Tensor? device_lr=None) -> ()",
       adam_step, WithoutGraph<ops::adam_step>::call);
   define_op(m, "total_norm", "(Tensor[] grads, float p) -> Tensor", total_norm,
             WithoutGraph<ops::total_norm>::call);

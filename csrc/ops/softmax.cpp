@@ -2,7 +2,7 @@
 
 #include <ATen/WrapDimUtils.h>
 
-#include "ops/op.h"
+#include "ops/autocast.h"
 
 namespace minidl {
 namespace {
@@ -273,6 +273,7 @@ Tensor ops::nll_loss(const Tensor& x, const Tensor& target, const OptionalTensor
 // backward pass.
 TORCH_LIBRARY_FRAGMENT(minidl, m) {
   define_op(m, "softmax", "(Tensor input, int dim, bool log=False) -> Tensor", softmax, softmax_autograd);
+  define_autocast<softmax, Cast::to_float>(m, "softmax");
   define_backward_op(m, "softmax_backward", "(Tensor dy, Tensor output, int dim, bool log=False) -> Tensor",
                      softmax_backward);
 
@@ -282,12 +283,14 @@ TORCH_LIBRARY_FRAGMENT(minidl, m) {
             "(" + targets + options +
                 ", float label_smoothing=0) -> (Tensor loss, Tensor stats, Tensor total_weight)",
             cross_entropy_forward, cross_entropy_autograd);
+  define_autocast<cross_entropy_forward, Cast::to_float>(m, "cross_entropy_forward");
   define_backward_op(m, "cross_entropy_backward",
                      "(Tensor dy, " + targets + "Tensor stats, Tensor total_weight, " + options +
                          ", float label_smoothing=0) -> Tensor",
                      cross_entropy_backward);
   define_op(m, "nll_loss_forward", "(" + targets + options + ") -> (Tensor loss, Tensor total_weight)",
             nll_loss_forward, nll_loss_autograd);
+  define_autocast<nll_loss_forward, Cast::to_float>(m, "nll_loss_forward");
   define_backward_op(m, "nll_loss_backward",
                      "(Tensor dy, " + targets + "Tensor total_weight, " + options + ") -> Tensor",
                      nll_loss_backward);

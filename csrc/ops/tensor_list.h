@@ -82,6 +82,12 @@ class Walkable {
     return same_layout(x, like) ? x : staged(x, like);
   }
   const Tensor& written(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : staged(x, x); }
+  const Tensor& as_float(const Tensor& x) {
+    if (x.scalar_type() == at::kFloat) return x;
+    const Tensor& copy = keep(x.to(at::kFloat));
+    write_back_.emplace_back(&x, &copy);
+    return copy;
+  }
   const Tensor& keep(Tensor copy) { return copies_.emplace_front(std::move(copy)); }
 
   void finish() {

@@ -32,21 +32,25 @@ def main() -> None:
             torch.randn(3, 130, 513, device="cuda", dtype=dtype),
             torch.randn(513, 140, device="cuda", dtype=dtype),
         )
-        for groups, order in (
-            (1, torch.contiguous_format),
-            (1, torch.channels_last),
-            (16, torch.channels_last),
-        ):
-            shapes = (2, 16, 13, 12), (128, 16 // groups, 3, 3), (128,)
-            i, k, c = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
-            i, k = (t.to(memory_format=order).requires_grad_() for t in (i, k))
-            for stride, activation in ((1, "none"), (2, "tanh")):
-                y = F.conv2d(i, k, c.requires_grad_(), stride, 1, 1, groups, activation)
-                y.backward(torch.randn_like(y))
+        images = torch.randn(2, 6, 9, 7, device="cuda", dtype=dtype).requires_grad_()
+        for form in (torch.contiguous_format, torch.channels_last):
+            maps = images.contiguous(memory_format=form)
+            filters = torch.randn(4, 3, 3, 3, device="cuda", dtype=dtype).requires_grad_()
+            F.conv2d(maps, filters, b[:4], stride=2, padding=1, groups=2).sum().backward()
+            F.conv_transpose2d(maps, torch.randn(6, 4, 3, 3, device="cuda", dtype=dtype)).sum().backward()
+            F.max_pool2d(maps, 3, 2, 1).sum().backward()
+            F.avg_pool2d(maps, 2).sum().backward()
+            F.adaptive_avg_pool2d(maps, (3, 2)).sum().backward()
+            F.batch_norm(maps, None, None, training=True).sum().backward()
+            F.group_norm(maps, 2).sum().backward()
+            F.dropout(maps, 0.3).sum().backward()
+            F.dropout2d(maps, 0.3).sum().backward()
+        F.layer_norm(x, (40,)).sum().backward()
         utils.clip_grad_norm_([x, w, b], 0.5)
         utils.clip_grad_value_([x, w, b], 0.1)
         for kind in (optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW):
             kind([x, w, b], lr=0.01).step()
+        optim.Adam([x, w, b], lr=torch.tensor(0.01, device="cuda"), capturable=True).step()
     torch.cuda.synchronize()
     print("all kernels ran")
 

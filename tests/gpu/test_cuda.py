@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as TF
+from cases import Function, dense_cases, image_cases
 from torch import Tensor
 
 import minidl.functional as F
@@ -21,146 +21,7 @@ if not torch.cuda.is_available() or _build_info.cuda is None:
     pytest.skip("no GPU, or no CUDA kernels in this build", allow_module_level=True)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-Function = Callable[..., Tensor]
-
-
-def cases() -> Iterator[tuple[str, Function, Function, tuple[Tensor, ...]]]:
-    """Name, ours, torch's, float64 inputs on the CPU. Sizes on both sides of the kernels' thresholds."""
-    torch.manual_seed(0)
-    for m, k, n in ((1, 1, 1), (37, 19, 23), (128, 784, 256), (64, 64, 10), (300, 513, 260), (40, 4096, 24)):
-        x, w, b = torch.randn(m, k).double(), torch.randn(n, k).double() / k**0.5, torch.randn(n).double()
-        yield f"matmul {m} {k} {n}", F.matmul, torch.matmul, (x, w.t())
-        yield (
-            f"matmul of transposes {m} {k} {n}",
-            lambda a, c: F.matmul(a.t(), c),
-            lambda a, c: a.t() @ c,
-            (x, x),
-        )
-        yield f"linear {m} {k} {n}", F.linear, TF.linear, (x, w, b)
-        for name in ("relu", "sigmoid", "tanh"):
-            ours = lambda x, w, b, name=name: F.linear(x, w, b, name)  # noqa: E731
-            theirs = lambda x, w, b, name=name: getattr(torch, name)(TF.linear(x, w, b))  # noqa: E731
-            yield f"linear + {name} {m} {k} {n}", ours, theirs, (x, w, b)
-    for shape, kernel, options in (
-        ((3, 5, 9, 11), (7, 5, 3, 3), {"padding": 1}),
-        ((2, 64, 28, 28), (96, 64, 3, 3), {"padding": 1}),
-        ((4, 16, 17, 15), (24, 16, 3, 2), {"stride": 2, "dilation": (1, 2)}),
-        ((8, 3, 33, 33), (16, 3, 5, 5), {"stride": 3, "padding": 2}),
-        ((2, 128, 9, 9), (256, 128, 1, 1), {}),
-        ((2, 48, 14, 14), (48, 1, 3, 3), {"padding": 1, "groups": 48}),
-        ((2, 64, 14, 14), (128, 16, 3, 3), {"padding": 1, "groups": 4}),
-    ):
-        x, w, b = torch.randn(shape), torch.randn(kernel), torch.randn(kernel[0])
-        x, w, b = x.double(), w.double() / w[0].numel() ** 0.5, b.double()
-        for order in (torch.contiguous_format, torch.channels_last):
-            ours = lambda x, w, b, o=options, m=order: F.conv2d(  # noqa: E731
-                x.to(memory_format=m), w.to(memory_format=m), b, **o, activation="tanh"
-            )
-            theirs = lambda x, w, b, o=options, m=order: TF.conv2d(  # noqa: E731
-                x.to(memory_format=m), w.to(memory_format=m), b, **o
-            ).tanh()
-            yield f"conv2d + tanh {shape} {kernel} {options} {order}", ours, theirs, (x, w, b)
-    x, w = torch.randn(2, 12, 9, 9).double(), torch.randn(12, 10, 4, 4).double() / 14
-    for stride in (1, 2, 3):
-        yield (
-            f"conv_transpose2d, stride {stride}",
-            lambda x, w, s=stride: F.conv_transpose2d(x, w, stride=s, padding=1),
-            lambda x, w, s=stride: TF.conv_transpose2d(x, w, stride=s, padding=1),
-            (x, w),
-        )
-    a, b = torch.randn(5, 33, 65).double(), torch.randn(5, 65, 40).double() / 8
-    yield "batched matmul", F.matmul, torch.matmul, (a, b)
-    for n in (1, 31, 4099, 300007):
-        x, t = torch.randn(n).double(), torch.rand(n).double()
-        for name in ("relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "softplus"):
-            yield f"{name} {n}", getattr(F, name), getattr(TF, name), (x,)
-        for name in (
-            "mse_loss",
-            "l1_loss",
-            "smooth_l1_loss",
-            "huber_loss",
-            "binary_cross_entropy_with_logits",
-        ):
-            yield f"{name} {n}", getattr(F, name), getattr(TF, name), (x, t)
-    for shape in ((3, 5), (70, 1000), (9, 1025), (2, 20001), (1, 70001), (4, 7, 6)):
-        x = torch.randn(*shape).double() * 3
-        target = torch.randint(shape[1], (shape[0], *shape[2:]))
-        for name in ("softmax", "log_softmax"):
-            ours, theirs = getattr(F, name), getattr(TF, name)
-            yield f"{name} {shape}", lambda t, f=ours: f(t, 1), lambda t, f=theirs: f(t, 1), (x,)
-        for options in (
-            {},
-            {"label_smoothing": 0.1},
-            {"reduction": "sum", "ignore_index": int(target.flatten()[0])},
-        ):
-            ours = lambda t, o=options, c=target: F.cross_entropy(t, c.to(t.device), **o)  # noqa: E731
-            theirs = lambda t, o=options, c=target: TF.cross_entropy(t, c.to(t.device), **o)  # noqa: E731
-            yield f"cross_entropy {shape} {options}", ours, theirs, (x,)
-        yield (
-            f"nll_loss {shape}",
-            lambda t, c=target: F.nll_loss(t, c.to(t.device)),
-            lambda t, c=target: TF.nll_loss(t, c.to(t.device)),
-            (x,),
-        )
-
-
-def running(b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """A mean and a variance, which training moves."""
-    return b.detach().clone(), w.detach() ** 2
-
-
-def layer_cases() -> Iterator[tuple[str, Function, Function, tuple[Tensor, ...]]]:
-    """Pooling and normalisation, in both memory orders, on both sides of the kernels' thresholds."""
-    for shape in ((3, 5, 17, 16), (2, 64, 56, 56), (4, 8, 9, 9), (1, 2, 130, 130)):
-        for order in (torch.contiguous_format, torch.channels_last):
-            x, name = torch.randn(*shape).double().to(memory_format=order), f"{shape} {order}"
-            for pool, options in (
-                ("max_pool2d", {"kernel_size": 2}),
-                ("max_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1}),
-                ("avg_pool2d", {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
-                ("adaptive_avg_pool2d", {"output_size": 1}),
-                ("adaptive_max_pool2d", {"output_size": (3, 4)}),
-            ):
-                ours, theirs = getattr(F, pool), getattr(TF, pool)
-                yield (
-                    f"{pool} {options} {name}",
-                    lambda x, f=ours, o=options: f(x, **o),
-                    lambda x, f=theirs, o=options: f(x, **o),
-                    (x,),
-                )
-            w, b = torch.rand(shape[1]).double() + 0.5, torch.randn(shape[1]).double()
-            for training in (True, False):
-                yield (
-                    f"batch_norm {name}, training {training}",
-                    lambda x, w, b, t=training: F.batch_norm(x, *running(b, w), w, b, t),
-                    lambda x, w, b, t=training: TF.batch_norm(x, *running(b, w), w, b, t),
-                    (x, w, b),
-                )
-        groups = 1 if shape[1] == 5 else 2
-        yield (
-            f"group_norm {shape}",
-            lambda x, w, b, g=groups: F.group_norm(x, g, w, b),
-            lambda x, w, b, g=groups: TF.group_norm(x, g, w, b),
-            (x.contiguous(), w, b),
-        )
-    for rows, size in ((1, 2), (70, 64), (3, 1023), (1000, 768), (5, 20000)):
-        x, w, b = torch.randn(rows, size).double(), torch.randn(size).double(), torch.randn(size).double()
-        yield (
-            f"layer_norm {rows} {size}",
-            lambda x, w, b: F.layer_norm(x, w.shape, w, b),
-            lambda x, w, b: TF.layer_norm(x, w.shape, w, b),
-            (x, w, b),
-        )
-        yield (
-            f"batch_norm {rows} {size}",
-            lambda x, w, b: F.batch_norm(x, *running(b, w), w, b, x.shape[0] > 1),
-            lambda x, w, b: TF.batch_norm(x, *running(b, w), w, b, x.shape[0] > 1),
-            (x, w, b),
-        )
-
-
-# Not layers in float64, whose long sums the truth rounds as well.
-PAIRS = [*product(cases(), DTYPES), *product(layer_cases(), [d for d in DTYPES if d != torch.float64])]
+CASES = [*dense_cases(), *image_cases()]
 
 
 def poison() -> None:
@@ -182,7 +43,8 @@ def results(f: Function, inputs: tuple[Tensor, ...], device: str, dtype: torch.d
     return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(device, dtype))]
 
 
-@pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=[f"{case[0]} {dtype}" for case, dtype in PAIRS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_parity(case: tuple[str, Function, Function, tuple[Tensor, ...]], dtype: torch.dtype) -> None:
     """At most twice the error of torch's own kernels on the same device, plus a few last places."""
     _, ours, theirs, inputs = case
@@ -200,6 +62,36 @@ def test_parity(case: tuple[str, Function, Function, tuple[Tensor, ...]], dtype:
         assert (one - exact).abs().max() <= allowed
 
 
+@pytest.fixture(autouse=True)
+def equal_precision() -> Iterator[None]:
+    """torch computes convolutions of float32 in tf32 unless told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout(p: float, dtype: torch.dtype) -> None:
+    """Zero or scaled, as often as it should; the same mask backward, and again from the same seed."""
+    x = torch.ones(300_001, device="cuda", dtype=dtype, requires_grad=True)
+    masks = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        y = F.dropout(x, p)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert torch.equal(y, dx)
+        masks.append(y)
+    assert torch.equal(*masks)
+    assert not torch.equal(masks[0], F.dropout(x, p)), "the same mask twice"
+    kept = y != 0
+    assert torch.equal(y[kept], torch.full_like(y[kept], 1 / (1 - p)))
+    assert abs(kept.double().mean().item() - (1 - p)) < 5e-3
+    channels = F.dropout2d(torch.ones(64, 32, 5, 5, device="cuda", dtype=dtype), p).flatten(2)
+    assert torch.equal(channels.amin(-1), channels.amax(-1))
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)).cuda()
@@ -215,6 +107,31 @@ def test_a_side_stream_is_kept_to() -> None:
         y = F.relu(late)
     side.synchronize()
     assert torch.equal(y, late.relu())
+
+
+def test_the_backward_pass_keeps_to_the_stream_of_the_forward_pass() -> None:
+    """It runs in a thread of autograd, whose current stream and device are others until it sets them."""
+    x = torch.randn(1 << 22, device="cuda", requires_grad=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        y = F.tanh(x)
+        dy = torch.full_like(y, float("nan"))
+        torch.cuda._sleep(100_000_000)
+        dy.fill_(1)  # after this, on this stream only
+    (dx,) = torch.autograd.grad(y, x, dy)
+    torch.cuda.synchronize()
+    assert dx.isfinite().all()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_another_device_than_the_current_one() -> None:
+    x, w = torch.randn(40, 30, device="cuda:1", requires_grad=True), torch.randn(20, 30, device="cuda:1")
+    y = F.linear(x, w, activation="relu")
+    y.sum().backward()
+    assert y.device == x.grad.device == torch.device("cuda:1")
+    torch.testing.assert_close(y, TF.linear(x, w).relu(), atol=1e-4, rtol=1e-4)
+    assert torch.cuda.current_device() == 0
 
 
 def test_a_captured_step_replays() -> None:
@@ -261,27 +178,67 @@ def test_dropout_has_the_mask_of_the_cpu(shape: tuple[int, ...], dtype: torch.dt
     assert torch.equal(y.cpu(), expected.to(dtype))
 
 
-def test_a_replayed_dropout_drops_other_elements() -> None:
-    """Seed and offset are drawn by the graph, from the generator that torch.manual_seed sets."""
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])
+def test_a_captured_update_counts_its_steps_and_reads_its_rate(name: str) -> None:
+    def train(captured: bool) -> list[Tensor]:
+        torch.manual_seed(2)
+        parameters = [torch.randn(n, device="cuda", requires_grad=True) for n in (1, 7, 5000, 33) * 8]
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        lr = torch.tensor(0.1, device="cuda")
+        capturable = {} if name == "SGD" else {"capturable": True}
+        optimizer = getattr(optim, name)(parameters, lr=lr, weight_decay=0.01, **capturable)
+        optimizer.step()
+        step: Callable[[], object] = optimizer.step
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            step = graph.replay
+        for i in range(10):
+            lr.fill_(0.1 / (i + 1))
+            step()
+        return [p.detach().clone() for p in parameters]
+
+    for one, other in zip(train(True), train(False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_captured_dropout_draws_anew() -> None:
     x = torch.ones(10_000, device="cuda")
-
-    def replays() -> list[Tensor]:
-        torch.manual_seed(3)
-        return [(graph.replay(), y.clone())[1] for _ in range(3)]
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        F.dropout(x)
-    torch.cuda.current_stream().wait_stream(side)
+    F.dropout(x, 0.5)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = F.dropout(x)
-    first, again = replays(), replays()
-    assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first[1], first[2])
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    assert all(4500 < int((mask == 0).sum()) < 5500 for mask in first)
+        y = F.dropout(x, 0.5)
+    masks = []
+    for _ in range(2):
+        graph.replay()
+        masks.append(y.clone())
+    assert not torch.equal(*masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    """torch.autocast and GradScaler, ours beside torch's layers: the same losses but for 16-bit rounding."""
+    x, t = torch.randn(64, 784, device="cuda"), torch.randint(10, (64,), device="cuda")
+    losses = []
+    for layers in (nn, torch.nn):
+        torch.manual_seed(1)
+        model = layers.Sequential(layers.Linear(784, 128), layers.ReLU(), layers.Linear(128, 10)).cuda()
+        optimizer = (optim if layers is nn else torch.optim).SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+        for _ in range(5):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", dtype=dtype):
+                logits = model(x)
+                loss = layers.functional.cross_entropy(logits, t)
+            assert logits.dtype == dtype
+            assert loss.dtype == torch.float32
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])

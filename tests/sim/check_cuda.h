@@ -4,6 +4,7 @@
 #include "sim/check_conv.h"
 #include "sim/check_dropout.h"
 #include "sim/check_norm.h"
+#include "sim/check_optimizer.h"
 #include "sim/check_pool.h"
 #include "sim/narrow.h"
 
@@ -130,71 +131,6 @@ void check_mma() {
   }
 }
 
-template <class T>
-void check_narrow_lists() {
-  for (const int count : {3, 60}) {  // with the small and the large list of arguments
-    std::vector<Both<T>> p, g, s0, s1;
-    std::vector<int64_t> outputs;
-    for (int i = 0; i < count; ++i) {
-      const int64_t n = i == 1 ? 2100 : i % 19;
-      p.emplace_back(n), g.emplace_back(n), s0.emplace_back(n, 0.5f, 1.f), s1.emplace_back(n, 0.5f, 1.f);
-      outputs.insert(outputs.end(), {n, n, n});
-    }
-    const auto step = [&](const char* kernel, bool second_state, auto call) {
-      check_narrow<T>(
-          kernel, sizes("%ld tensors", count), outputs, {}, RUN_NARROW {
-            std::vector<OptimizerTensor<U>> rows;
-            for (int i = 0; i < count; ++i) {
-              const int64_t n = p[i].narrow.n;
-              std::copy_n(p[i].template as<U>(), n, o[3 * i]);
-              std::copy_n(s0[i].template as<U>(), n, o[3 * i + 1]);
-              std::copy_n(s1[i].template as<U>(), n, o[3 * i + 2]);
-              rows.push_back({o[3 * i],
-                              g[i].template as<U>(),
-                              {o[3 * i + 1], second_state ? o[3 * i + 2] : nullptr},
-                              n,
-                              0.1,
-                              0.3,
-                              i % 2 == 0});
-            }
-            call(k, rows.data(), ctx);
-          });
-    };
-    step("sgd_step", false, [&](const auto& k, auto* rows, Context ctx) {
-      k.sgd_step(rows, count, {0.1, 0.9, 0.2, 0.01, true, false}, ctx);
-    });
-    step("rmsprop_step", true, [&](const auto& k, auto* rows, Context ctx) {
-      k.rmsprop_step(rows, count, {0.1, 0.9, 1e-8, 0.01, 0.9, false}, ctx);
-    });
-    step("adam_step", true, [&](const auto& k, auto* rows, Context ctx) {
-      k.adam_step(rows, count, {0.1, 0.9, 0.999, 1e-8, 0.01, true, false}, ctx);
-    });
-    for (const double order : {2.0, 0.0, double(INFINITY)}) {
-      check_narrow<T>(
-          "total_norm", sizes("%ld tensors, order %ld", count, std::isinf(order) ? 9 : order), {1}, {},
-          RUN_NARROW {
-            std::vector<Span<const U>> spans;
-            for (const auto& x : p) spans.push_back({x.template as<U>(), x.narrow.n});
-            k.total_norm(o[0], spans.data(), count, order, ctx);
-          });
-    }
-    const double norm = 5;
-    for (const bool by_norm : {false, true}) {
-      check_narrow<T>(
-          by_norm ? "clip_norm" : "clip_value", sizes("%ld tensors", count), outputs, {}, RUN_NARROW {
-            std::vector<Span<U>> spans;
-            for (size_t i = 0; i < outputs.size(); ++i) {
-              std::copy_n(p[i / 3].template as<U>(), outputs[i], o[i]);
-              spans.push_back({o[i], outputs[i]});
-            }
-            const int64_t length = static_cast<int64_t>(spans.size());
-            by_norm ? k.clip_norm(spans.data(), length, &norm, 2, ctx)
-                    : k.clip_value(spans.data(), length, 0.5, ctx);
-          });
-    }
-  }
-}
-
 // ---- what the scalar table is not asked
 
 // A target that is no class: NaN in its row and in the mean, nothing read out of bounds, the other rows
@@ -243,7 +179,7 @@ void check_bad_targets() {
   }
 }
 
-// Rows beyond what shared memory keeps, and lists beyond what one launch takes.
+// Rows beyond what shared memory keeps, products beyond what a grid has, and lists beyond what one launch takes.
 void check_thresholds() {
   for (const int64_t classes : {20001, 60001}) {
     const ClassShape s{1, classes, 1};
@@ -256,6 +192,14 @@ void check_thresholds() {
         "softmax_backward", size, {{classes}},
         RUN { k.softmax_backward(o[0], dy.data(), y.data(), s, false, ctx); });
   }
+  // More blocks than a grid has: an error, and nothing launched.
+  kernel_now = "gemm", size_now = "2^32 + 1 products", table_now = "cuda";
+  workspaces_now = error_now = 0;
+  const Buffer<float> one(1);
+  cuda::kernels.f32.gemm(one.data(), 1, 0, {one.data(), 1, 1}, {one.data(), 1, 1}, (int64_t(1) << 32) + 1, 1,
+                         1, 1, {}, {.error = &error_now, .workspace = thread_workspace});
+  if (error_now != 9) fail("no error");
+  error_now = 0;
   constexpr int count = 800;
   const auto x = random<float>(3 * count);
   check<float>(
@@ -286,16 +230,18 @@ void check_narrow_all(void (*run)(const char*, void (*)())) {
 
 void check_cuda(void (*run)(const char*, void (*)())) {
   check_narrow_all<Half>(run);
-#ifndef MINIDL_FEW_TYPES
-  check_narrow_all<BFloat16>(run);
-  run("softmax bad targets", check_bad_targets<double>);
-#endif
+  if (cuda::kernels.bf16.gemm) check_narrow_all<BFloat16>(run);
+  if (cuda::kernels.f64.gemm) {
+    run("softmax bad targets", check_bad_targets<double>);
+    run("optimizer on the device", check_steps_on_device<double>);
+  }
   run("matmul tf32", check_mma<float>);
   run("conv tf32", check_narrow_conv<float>);
   run("softmax bad targets", check_bad_targets<float>);
   run("softmax optimizer thresholds", check_thresholds);
   run("norm extremes", check_norm_extremes);
   run("pool thresholds", check_pool_wide_index);
+  run("optimizer on the device", check_steps_on_device<float>);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The scheduler behind cuda_sim.h. Never compiled with sanitizers: their fiber hooks are weak symbols here,
-// so that one object serves every build. One launch at a time, from one thread.
+// The scheduler behind cuda_sim.h. Never compiled with sanitizers: one object serves every build. One launch at
+// a time, from one thread.
 //
 // Races: under ThreadSanitizer each fiber is a thread, switched to without synchronisation. Only barriers,
 // __syncwarp, fences, and the begin and end of a launch order accesses; shuffles and votes do not.
@@ -15,26 +15,12 @@
 #include <vector>
 
 #include "cuda_sim.h"
+#include "native/sanitizers.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 extern "C" {
-#define WEAK __attribute__((weak))
-WEAK void __sanitizer_start_switch_fiber(void** save, const void* bottom, size_t size);
-WEAK void __sanitizer_finish_switch_fiber(void* save, const void** bottom, size_t* size);
-WEAK void* __tsan_get_current_fiber();
-WEAK void* __tsan_create_fiber(unsigned);
-WEAK void __tsan_destroy_fiber(void*);
-WEAK void __tsan_switch_to_fiber(void*, unsigned);
-WEAK void __tsan_acquire(void*);
-WEAK void __tsan_release(void*);
-WEAK void AnnotateIgnoreReadsBegin(const char*, int);
-WEAK void AnnotateIgnoreReadsEnd(const char*, int);
-WEAK void AnnotateIgnoreWritesBegin(const char*, int);
-WEAK void AnnotateIgnoreWritesEnd(const char*, int);
-#undef WEAK
-
 void minidl_switch_stack(void** from, void* to);  // switch_stack.cpp
 void minidl_fiber_entry();
 extern const size_t minidl_entry_word, minidl_frame_words;
@@ -87,9 +73,15 @@ void* kernel_closure;
 std::string error;
 unsigned order_seed;
 
+// Blocks take turns with two sets of fibers: a fiber of the block before would carry that block's accesses through
+// the next barrier, and order them before everything.
+size_t blocks_run;
+size_t fiber_sets() { return __tsan_create_fiber ? 2 : 1; }
+size_t turn() { return blocks_run % 2; }
+
 // Addresses that ThreadSanitizer's happens-before hangs on. Two a barrier and a warp take turns, so that a
-// barrier does not order what lies beyond the next one.
-char launched, finished, fenced, barrier_tag[2], warp_tag[32][2];
+// barrier does not order what lies beyond the next one; and no two blocks in a row share one.
+char launched, finished, fenced, barrier_tag[2][2], warp_tag[2][32][2];
 unsigned barriers_passed, meetings_passed[32];
 
 struct Allocation {
@@ -99,13 +91,6 @@ struct Allocation {
 std::vector<Allocation> allocations;  // of the running block
 size_t static_bytes, dynamic_bytes;
 const char dynamic_key = 0;
-
-void acquire(void* tag) {
-  if (__tsan_acquire) __tsan_acquire(tag);
-}
-void release(void* tag) {
-  if (__tsan_release) __tsan_release(tag);
-}
 
 void fail(const std::string& why) {
   if (!error.empty()) return;
@@ -159,16 +144,6 @@ void abandon_fibers() {
     if (f.tsan) __tsan_destroy_fiber(f.tsan);
   }
   fibers.clear();
-}
-
-// Not seen by ThreadSanitizer: what the scheduler does for the device, not a thread of a kernel.
-template <class F>
-void unwatched(F f) {
-  if (AnnotateIgnoreReadsBegin) AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
-  if (AnnotateIgnoreWritesBegin) AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
-  f();
-  if (AnnotateIgnoreWritesEnd) AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
-  if (AnnotateIgnoreReadsEnd) AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 }
 
 void* allocate(const void* key, size_t bytes) {
@@ -276,14 +251,15 @@ bool pass_barrier() {
   return true;
 }
 
-void run_block(size_t number, std::mt19937& random) {
+void run_block(std::mt19937& random) {
+  const size_t sets = fiber_sets();
+  ++blocks_run;
   for (size_t t = 0; t < threads.size(); ++t) {
     const unsigned i = static_cast<unsigned>(t);
     threads[t].state = State::ready;
     threads[t].copies.begun = threads[t].copies.landed = 0;
     threads[t].copies.group = 0;
-    // Another fiber for the same index in each block: else blocks looked ordered to ThreadSanitizer.
-    threads[t].fiber = (t + number * 37) % fibers.size();
+    threads[t].fiber = (t + blocks_run * 37) % threads.size() * sets + blocks_run % sets;
     threads[t].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   }
   std::vector<size_t> warps;
@@ -342,7 +318,7 @@ bool next_landing(int groups_left, Copy& copy) {
 
 void barrier(Site site) {
   Thread& t = threads[current];
-  char* tag = &barrier_tag[barriers_passed % 2];
+  char* tag = &barrier_tag[turn()][barriers_passed % 2];
   release(tag);
   t.state = State::at_barrier;
   t.site = site;
@@ -353,7 +329,7 @@ void barrier(Site site) {
 void meet(unsigned mask, void* payload, Resolve* resolve, bool orders, Site site) {
   Thread& t = threads[current];
   const size_t warp = current / 32;
-  char* tag = &warp_tag[warp][meetings_passed[warp] % 2];
+  char* tag = &warp_tag[turn()][warp][meetings_passed[warp] % 2];
   if (orders) release(tag);
   t.state = State::at_meeting;
   t.site = site;
@@ -374,7 +350,7 @@ int run(dim3 grid, dim3 block, size_t dynamic, void (*body)(void*), void* closur
     return 9;
   }
   if (__sanitizer_start_switch_fiber) stack_bytes = 256 << 10;
-  while (fibers.size() < count) fibers.push_back(new_fiber());
+  while (fibers.size() < count * fiber_sets()) fibers.push_back(new_fiber());
   threads.assign(count, {});
   gridDim = grid;
   blockDim = block;
@@ -390,7 +366,7 @@ int run(dim3 grid, dim3 block, size_t dynamic, void (*body)(void*), void* closur
   for (const size_t b : order) {
     blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                 static_cast<unsigned>(b / grid.x / grid.y)};
-    run_block(b, random);
+    run_block(random);
     if (!error.empty()) break;
   }
   acquire(&finished);
