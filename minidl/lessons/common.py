@@ -91,9 +91,7 @@ def command(
         print("note: all points make one batch in this lesson, so --batch-size changes nothing")
     args.batch_size = args.batch_size or defaults.batch_size
     if args.compiled and (args.backend != "minidl" or args.device.type != "cpu"):
-        parser.error(
-            f"argument --compiled: only minidl on the cpu, not {args.backend} on {args.device}, has it"
-        )
+        parser.error(f"--compiled trains with minidl on the cpu, not with {args.backend} on {args.device}")
     if args.epochs is None:
         args.epochs = defaults.quick_epochs if args.quick else defaults.epochs
     try:
