@@ -114,6 +114,8 @@ def theirs(lib: Library, dtype: torch.dtype, model: Model, fit: bool, **variant:
 def setup(
     lib: Library, dtype: torch.dtype, *, model: Model, fit: bool = False, eager: bool = False, **variant: bool
 ) -> Work:
+    if "compiled" in variant:
+        torch._dynamo.reset()  # else torch gives up compiling after the eighth shape, and runs the rest eagerly
     if eager:
         return theirs(minidl_library(), dtype, model, fit)
     if lib.nn is minidl.nn:
