@@ -19,8 +19,8 @@ from torch import Tensor
 from .ceiling import Ceilings
 
 # forward, dx and dw are timed without autograd; dx and dw are the products of a linear layer's backward pass.
-Mode = Literal["forward", "dx", "dw", "backward", "full", "step"]
-RECORDED: tuple[Mode, ...] = ("backward", "full", "step")
+Mode = Literal["forward", "dx", "dw", "backward", "full", "step", "fit"]
+RECORDED: tuple[Mode, ...] = ("backward", "full", "step", "fit")
 Tier = Literal["quick", "default", "full"]
 TIERS: tuple[Tier, ...] = ("quick", "default", "full")
 

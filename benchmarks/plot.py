@@ -1,4 +1,4 @@
-"""Pictures of the rows: the ratios at a glance, a stem's times against size, and the roofline."""
+"""Pictures of the rows: the ratios at a glance, a stem's times against size, the roofline, training steps."""
 
 from __future__ import annotations
 
@@ -213,10 +213,15 @@ def ceilings(rows: Sequence[Row]) -> dict[str, float]:
     return {r.limit: r.rate / r.share for r in rows if r.limit}
 
 
+def has_place(row: Row) -> bool:
+    """Whether the roofline shows it: a whole training step counts no bytes."""
+    return row.flops > CALL_FLOPS and row.bytes > 0
+
+
 def roofline_panel(axes: Axes, rows: Sequence[Row], markers: dict[str, str]) -> None:
     measured = ceilings(rows)
     peak = measured.pop("FMA")
-    points = [(r.flops / r.bytes, r) for r in rows if r.flops > CALL_FLOPS and r.rival == "torch"]
+    points = [(r.flops / r.bytes, r) for r in rows if has_place(r) and r.rival == "torch"]
     low, high = min(0.25, *(x for x, _ in points)), 2 * max(x for x, _ in points)  # slopes are at the left
     streams = sorted(measured.items(), key=lambda item: item[1])
     for limit, bandwidth in dict((*streams[:1], *streams[-1:])).items():  # memory, and the nearest cache
@@ -249,7 +254,7 @@ def roofline_panel(axes: Axes, rows: Sequence[Row], markers: dict[str, str]) -> 
 
 def roofline(timed: Sequence[Row]) -> Figure | None:
     """Rate over arithmetic intensity under the measured ceilings: a panel a thread count."""
-    threads = sorted({r.threads for r in timed if r.limit == "FMA" and r.flops > CALL_FLOPS})
+    threads = sorted({r.threads for r in timed if r.limit == "FMA" and has_place(r)})
     if not threads:
         return None
     markers = dict(zip(dict.fromkeys(r.stem for r in timed if r.flops), MARKERS, strict=False))
@@ -261,6 +266,58 @@ def roofline(timed: Sequence[Row]) -> Figure | None:
     keys = [Line2D([], [], color=OURS, ls="", marker="s", label="minidl")]
     keys.append(Line2D([], [], color=REST[0], ls="", marker="s", mfc="white", label="torch"))
     keys += [Line2D([], [], color=CEILING, ls="", marker=m, label=stem) for stem, m in markers.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------- training steps
+
+STEP_SIDES = {  # a rival in the rows of train_step, or ours by its mode -> name, marker, colour
+    "fused": ("torch, fused=True", "s", REST[0]),
+    "compiled": ("torch.compile, fused=True", "D", REST[1]),
+    "eager": ("minidl, eager", "o", REST[2]),
+    "step": ("TrainStep, one call a step", "o", OURS),
+    "fit": ("TrainStep.fit", "v", OURS),
+}
+
+
+def step_times(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Microseconds a step of each side, for each model and batch."""
+    found: dict[str, dict[str, float]] = {}
+    for r in rows:
+        shape, _, steps = r.shape.partition(", ")  # of `fit`: "4x2, 1000 steps"
+        times = found.setdefault(f"{r.op}, {shape}", {})
+        times[r.mode] = r.ours_us / int(steps.split()[0]) if steps else r.ours_us
+        if not steps and r.rival in STEP_SIDES:
+            times[r.rival] = r.rival_us
+    return found
+
+
+def train_steps(timed: Sequence[Row]) -> Figure | None:
+    """The time of a training step: a panel a thread count, a line a model, a dot for each way to train it."""
+    rows = [r for r in timed if r.stem == "train_step"]
+    if not rows:
+        return None
+    threads = sorted({r.threads for r in rows})
+    figure = canvas(1 + 5.5 * len(threads), 4.6, "Time of one training step (log scale)")
+    panels = figure.subplots(1, len(threads), sharex=True, sharey=True, squeeze=False).flat
+    for axes, count in zip(panels, threads, strict=True):
+        found = step_times([r for r in rows if r.threads == count])
+        for y, times in enumerate(found.values()):
+            axes.plot([min(times.values()), max(times.values())], [y, y], color=GRID, lw=2, zorder=1)
+            for side, microseconds in times.items():
+                _, marker, colour = STEP_SIDES[side]
+                axes.plot(microseconds, y, marker, color=colour, ms=7, mec="white", mew=0.6)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(duration))
+        axes.set_yticks(range(len(found)), list(found), fontsize=9)
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.set_title(f"{count} thread{'s' * (count > 1)}", fontsize=11, loc="left")
+        axes.tick_params(axis="both", which="both", length=0)
+        axes.grid(axis="x", color=GRID, lw=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+    keys = [Line2D([], [], color=c, ls="", marker=m, label=name) for name, m, c in STEP_SIDES.values()]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
     return figure
 
@@ -284,6 +341,7 @@ def draw(rows: Sequence[Row], out: Path) -> list[str]:
     for stem in sorted({r.stem for r in timed}):
         figures[f"times-{stem}.png"] = times(stem, [r for r in timed if r.stem == stem])
     figures["roofline.png"] = roofline(timed)
+    figures["train-step.png"] = train_steps(timed)
     drawn = {name: figure for name, figure in figures.items() if figure}
     for name, figure in drawn.items():
         figure.savefig(out / name, dpi=110)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,21 @@ def test_only_pictures_that_have_something_to_show_are_drawn(tmp_path: Path) -> 
     assert "roofline.png" not in plot.draw([replace(product, flops=64.0)], tmp_path)  # a call alone
     assert {p.name for p in tmp_path.iterdir()} == set(drawn)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+
+
+def test_training_steps_are_timed_by_the_step() -> None:
+    plot = pytest.importorskip("minidl.benchmarks.plot")
+    of = partial(
+        row, stem="train_step", op="xor", shape="4x2", mode="step", flops=1e6, limit="FMA", share=0.5
+    )
+    loop = of(shape="4x2, 1000 steps", mode="fit", ours_us=700.0, rival="eager", rival_us=9e5)
+    rows = [of(rival="torch"), of(rival="fused"), of(rival="eager", rival_us=20.0), loop]
+    assert plot.step_times(rows) == {"xor, 4x2": {"step": 10.0, "fused": 15.0, "eager": 20.0, "fit": 0.7}}
+    figure = plot.train_steps([*rows, of(threads=2), row()])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["1 thread", "2 threads"]
+    assert sorted(line.get_xdata()[0] for line in figure.axes[0].lines[1:]) == [0.7, 10.0, 15.0, 20.0]
+    assert plot.train_steps([row()]) is None
+    assert plot.roofline(rows) is None  # they count no bytes
 
 
 def test_the_curves_of_a_stem_need_several_sizes() -> None:

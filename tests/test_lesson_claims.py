@@ -9,6 +9,8 @@ import torch
 from minidl.lessons import common, gradient_descent, losses, optimizers, tensors_and_autograd
 from minidl.plot import Graph
 
+ARGS = Namespace(device=torch.device("cpu"), compiled=False)
+
 
 def test_all_claims_must_hold(capsys: pytest.CaptureFixture[str]) -> None:
     assert common.holds({"water is wet": True, "two is even": True})
@@ -46,15 +48,15 @@ def test_distance_of_lines_is_the_largest_between_the_ends() -> None:
 
 @pytest.mark.parametrize("backend", ["minidl", "torch"])
 def test_steps_by_hand_are_those_of_the_library(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
-    place = common.backend(backend), (0.9, -2.0)
+    place = common.backend(backend), ARGS, (0.9, -2.0)
     for lr in (0.08, 0.19):
         rows = gradient_descent.by_hand(0.9, -2.0, lr, 3)
-        walk = gradient_descent.descend(*place, lr, 3, torch.device("cpu"))
+        walk = gradient_descent.descend(*place, lr, 3)
         assert gradient_descent.show(rows, walk) <= gradient_descent.ROUNDING
     assert (
         capsys.readouterr().out.count("0.90000") == 6
     )  # w before the first step: in the formula, twice in the table
-    other = gradient_descent.descend(*place, lr * (1 + 1e-5), 3, torch.device("cpu"))
+    other = gradient_descent.descend(*place, lr * (1 + 1e-5), 3)
     assert gradient_descent.show(rows, other) > gradient_descent.ROUNDING
 
 
@@ -63,7 +65,7 @@ def test_steps_by_hand_are_those_of_the_library(backend: str, capsys: pytest.Cap
     [(0.001, "crawls"), (0.1, "fits"), (0.195, "overshoots"), (0.201, "diverges"), (1e9, "diverges")],
 )
 def test_a_walk_is_called_by_its_end(lr: float, name: str) -> None:
-    walk = gradient_descent.descend(common.backend("torch"), (0.5, 1.5), lr, 100, torch.device("cpu"))
+    walk = gradient_descent.descend(common.backend("torch"), ARGS, (0.5, 1.5), lr, 100)
     assert gradient_descent.ending(walk) == name
 
 

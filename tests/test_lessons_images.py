@@ -163,7 +163,7 @@ def test_clipping_is_what_keeps_the_gradients_from_exploding(monkeypatch: pytest
 def common_args(epochs: int):
     from argparse import Namespace
 
-    return Namespace(epochs=epochs, lr=0.01, seed=0, device=torch.device("cpu"))
+    return Namespace(epochs=epochs, lr=0.01, seed=0, device=torch.device("cpu"), compiled=False)
 
 
 def test_the_target_names_what_was_not_cured(

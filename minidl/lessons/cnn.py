@@ -17,7 +17,7 @@ from torch import Tensor
 from minidl import data, plot
 from minidl.lessons import common
 from minidl.lessons.convolution import SIGNS, feature_maps
-from minidl.lessons.mnist import batches, training_part, wanted_accuracy
+from minidl.lessons.mnist import batches, mean_loss, training_part, wanted_accuracy
 
 DEFAULTS = common.Defaults(epochs=None, quick_epochs=None, lr=0.001, batch_size=64)
 # Kind of data -> test accuracy to reach after so many epochs, as in the mnist lesson.
@@ -89,23 +89,25 @@ def run(args: Namespace) -> common.Result:
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.Adam(model.parameters(), lr=args.lr)
 
+    compiled = common.compiled(args, model, criterion, optimizer)
     losses, epoch_losses, accuracies = [], [], []
     started = time.perf_counter()
     for epoch in range(1, epochs + 1):
-        total = 0.0
-        for images, labels in common.bar(loader, f"epoch {epoch}/{epochs}"):
-            images, labels = images.to(args.device), labels.to(args.device)
-            optimizer.zero_grad()
-            loss = criterion(model(images), labels)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            total += losses[-1] * len(images)
+        if compiled:
+            losses += compiled.fit(train_x, train_y, batch_size=args.batch_size).flatten().tolist()
+        else:
+            for images, labels in common.bar(loader, f"epoch {epoch}/{epochs}"):
+                images, labels = images.to(args.device), labels.to(args.device)
+                optimizer.zero_grad()
+                loss = criterion(model(images), labels)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
 
         scores = scores_of(model, dataset.test_x, args.device)
         guesses = scores.argmax(dim=1)
         accuracies.append((guesses == dataset.test_y).float().mean().item())
-        epoch_losses.append(total / len(train_x))
+        epoch_losses.append(mean_loss(losses[-len(loader) :], args.batch_size, len(train_x)))
         common.say(
             f"epoch {epoch}/{epochs}  loss {epoch_losses[-1]:.4f}  test accuracy {accuracies[-1]:.4f}  "
             f"{time.perf_counter() - started:.1f} s"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from minidl import data, plot
+from minidl import TrainStep, data, plot
 from minidl.lessons import LESSONS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Defaults:
     quick_epochs: int | None = None
     lr: float | None = None
     batch_size: int = 0
-    flags: tuple[str, ...] = ("epochs", "batch-size", "lr", "data", "data-root")
+    flags: tuple[str, ...] = ("epochs", "batch-size", "lr", "data", "data-root", "compiled")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,17 @@ def backend(name: str) -> SimpleNamespace:
     return SimpleNamespace(nn=nn, F=functional, optim=optim, matmul=matmul)
 
 
+def compiled(
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    criterion: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    **options: bool,
+) -> TrainStep | None:
+    """With --compiled, what does the same as a lesson's loop in one native call; else None."""
+    return TrainStep(model, criterion, optimizer, **options) if args.compiled else None
+
+
 def command(
     name: str,
     about: str | None,
@@ -79,6 +90,8 @@ def command(
     if defaults.batch_size == 0 and args.batch_size:
         print("note: all points make one batch in this lesson, so --batch-size changes nothing")
     args.batch_size = args.batch_size or defaults.batch_size
+    if args.compiled and (args.backend != "minidl" or args.device.type != "cpu"):
+        parser.error(f"--compiled trains with minidl on the cpu, not with {args.backend} on {args.device}")
     if args.epochs is None:
         args.epochs = defaults.quick_epochs if args.quick else defaults.epochs
     try:
@@ -86,7 +99,8 @@ def command(
     except OSError as error:
         parser.error(f"argument --out: {args.out}: {error.strerror}")
     args.lesson = name
-    print(f"{name}: backend {args.backend}, device {args.device}, seed {args.seed}")
+    how = ", compiled" if args.compiled else ""
+    print(f"{name}: backend {args.backend}{how}, device {args.device}, seed {args.seed}")
     try:
         result = run(args)
     except data.DataError as error:
@@ -179,6 +193,10 @@ def _parser(name: str, about: str | None, defaults: Defaults) -> argparse.Argume
             "help": "which pictures, in lessons that read any",
         },
         "data-root": {"type": Path, "help": "folder of IDX files, or a torchvision root above MNIST/raw"},
+        "compiled": {
+            "action": "store_true",
+            "help": "the same training by minidl.TrainStep: each step planned once and run in one native call",
+        },
     }
     add(
         "--backend",

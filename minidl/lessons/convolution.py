@@ -107,14 +107,19 @@ def train(
     model = make_model(backend.nn, height, width, len(dataset.labels)).to(args.device)
     criterion = backend.nn.CrossEntropyLoss()
     optimizer = backend.optim.Adam(model.parameters(), lr=args.lr)
-    loader = batches(dataset.train_x[:IMAGES], dataset.train_y[:IMAGES], args.batch_size)
+    compiled = common.compiled(args, model, criterion, optimizer)
+    train_x, train_y = dataset.train_x[:IMAGES], dataset.train_y[:IMAGES]
+    loader = batches(train_x, train_y, args.batch_size)
     started = time.perf_counter()
     for epoch in range(1, args.epochs + 1):
-        for images, labels in common.bar(loader, f"epoch {epoch}/{args.epochs}"):
-            optimizer.zero_grad()
-            loss = criterion(model(images.to(args.device)), labels.to(args.device))
-            loss.backward()
-            optimizer.step()
+        if compiled:
+            loss = compiled.fit(train_x, train_y, batch_size=args.batch_size)[-1, -1]
+        else:
+            for images, labels in common.bar(loader, f"epoch {epoch}/{args.epochs}"):
+                optimizer.zero_grad()
+                loss = criterion(model(images.to(args.device)), labels.to(args.device))
+                loss.backward()
+                optimizer.step()
     seconds = time.perf_counter() - started
     guesses = predict(model, dataset.test_x, args.device)
     return model, loss.item(), (guesses == dataset.test_y).float().mean().item(), seconds

@@ -17,7 +17,7 @@ from torch import Tensor
 from minidl import plot
 from minidl.lessons import common
 
-DEFAULTS = common.Defaults(epochs=40, quick_epochs=40, flags=("epochs",))
+DEFAULTS = common.Defaults(epochs=40, quick_epochs=40, flags=("epochs", "compiled"))
 X = (-3.0, -1.0, 1.0, 3.0)
 LOWEST = (2.0, 1.0)  # w and b of the line through the points
 # The slope along w changes by 2 * mean(x^2) = 10 where w changes by 1. A step of more than 2 / 10 times the slope
@@ -45,24 +45,29 @@ def by_hand(w: float, b: float, lr: float, steps: int) -> list[tuple[float, floa
 
 
 def descend(
-    backend: SimpleNamespace, start: tuple[float, float], lr: float, steps: int, device: torch.device
+    backend: SimpleNamespace, args: Namespace, start: tuple[float, float], lr: float, steps: int
 ) -> Tensor:
     """The walk (steps + 1, 3) of the library's optimizer: w, b and the loss there, in float64."""
-    x = torch.tensor(X, device=device).unsqueeze(1)
+    x = torch.tensor(X, device=args.device).unsqueeze(1)
     y = LOWEST[0] * x + LOWEST[1]
-    model = make_model(backend.nn).to(device)
+    model = make_model(backend.nn).to(args.device)
     with torch.no_grad():
         model.weight.fill_(start[0])
         model.bias.fill_(start[1])
     criterion = backend.nn.MSELoss()
     optimizer = backend.optim.SGD(model.parameters(), lr=lr)
+    compiled = common.compiled(args, model, criterion, optimizer)
     walk = []
     for _ in range(steps + 1):
-        optimizer.zero_grad()
-        loss = criterion(model(x), y)
-        walk.append((model.weight.item(), model.bias.item(), loss.item()))
-        loss.backward()
-        optimizer.step()
+        place = model.weight.item(), model.bias.item()
+        if compiled:
+            loss = compiled(x, y)
+        else:
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+        walk.append((*place, loss.item()))
     return torch.tensor(walk, dtype=torch.float64)
 
 
@@ -119,10 +124,10 @@ def run(args: Namespace) -> common.Result:
     away = torch.tensor([1.0, 3.0]) + torch.tensor([0.5, 1.0]) * torch.rand(2)
     w, b = (torch.tensor(LOWEST) + side * away).tolist()
 
-    error = show(by_hand(w, b, RATES["fits"], 3), descend(backend, (w, b), RATES["fits"], 3, args.device))
+    error = show(by_hand(w, b, RATES["fits"], 3), descend(backend, args, (w, b), RATES["fits"], 3))
 
     started = time.perf_counter()
-    walks = {name: descend(backend, (w, b), lr, args.epochs, args.device) for name, lr in RATES.items()}
+    walks = {name: descend(backend, args, (w, b), lr, args.epochs) for name, lr in RATES.items()}
     seconds = time.perf_counter() - started
 
     endings = {name: ending(walk) for name, walk in walks.items()}

@@ -54,14 +54,18 @@ def run(args: Namespace) -> common.Result:
     criterion = nn.MSELoss()
     optimizer = optim.SGD(model.parameters(), lr=args.lr)
 
+    compiled = common.compiled(args, model, criterion, optimizer)
     losses, lines = [], [(0, *learned(model, args.device))]
     started = time.perf_counter()
     for epoch in common.bar(range(1, args.epochs + PATIENCE + 1), "epochs"):
-        optimizer.zero_grad()
-        prediction = model(x)
-        loss = criterion(prediction, y)
-        loss.backward()
-        optimizer.step()
+        if compiled:
+            loss = compiled(x, y)
+        else:
+            optimizer.zero_grad()
+            prediction = model(x)
+            loss = criterion(prediction, y)
+            loss.backward()
+            optimizer.step()
 
         losses.append(loss.item())
         if epoch in (1, 2, 5, 20, 100, 500):

@@ -18,7 +18,7 @@ from torch import Tensor
 from minidl import plot
 from minidl.lessons import common
 
-DEFAULTS = common.Defaults(epochs=800, quick_epochs=400, lr=0.05, flags=("epochs", "lr"))
+DEFAULTS = common.Defaults(epochs=800, quick_epochs=400, lr=0.05, flags=("epochs", "lr", "compiled"))
 FORMULAS = {  # p, the share given to the right answer -> the loss, its slope
     "MSE": (lambda p: (1 - p) ** 2, lambda p: -2 * (1 - p)),
     "MAE": (lambda p: 1 - p, lambda p: -1),
@@ -101,11 +101,15 @@ def fit(backend: SimpleNamespace, criterion: Any, x: Tensor, y: Tensor, args: Na
     optimizer = backend.optim.Adam(model.parameters(), lr=args.lr)
     # MAE's slope does not shrink near its goal, so the steps must: down to a hundredth.
     scheduler = backend.optim.lr_scheduler.ExponentialLR(optimizer, 0.01 ** (1 / args.epochs))
+    compiled = common.compiled(args, model, criterion, optimizer)
     for _ in common.bar(range(args.epochs), type(criterion).__name__):
-        optimizer.zero_grad()
-        loss = criterion(model(x), y)
-        loss.backward()
-        optimizer.step()
+        if compiled:
+            loss = compiled(x, y)
+        else:
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
         scheduler.step()
     return (model.weight.item(), model.bias.item()), loss.item()
 

@@ -67,7 +67,13 @@ def training_part(dataset: data.Dataset, quick: bool) -> tuple[Tensor, Tensor]:
 
 def batches(x: Tensor, y: Tensor, size: int) -> DataLoader[Any]:
     """Pairs of images and labels, `size` at a time, in a new random order each epoch."""
-    return DataLoader(TensorDataset(x, y), sampler=ShuffledBatches(len(x), size), batch_size=None)
+    # A generator of its own, because a loader draws a number that nothing here needs.
+    return DataLoader(
+        TensorDataset(x, y),
+        sampler=ShuffledBatches(len(x), size),
+        batch_size=None,
+        generator=torch.Generator(),
+    )
 
 
 def wanted_accuracy(dataset: data.Dataset, targets: dict[int, float], epochs: int) -> float:
@@ -77,6 +83,12 @@ def wanted_accuracy(dataset: data.Dataset, targets: dict[int, float], epochs: in
     """
     wanted = max((share for after, share in targets.items() if after <= epochs), default=0.0)
     return max(wanted, dataset.test_y.bincount().max().item() / len(dataset.test_y))
+
+
+def mean_loss(losses: list[float], size: int, count: int) -> float:
+    """Over `count` examples, from the mean losses of their batches, of which the last may be short of `size`."""
+    last = count - size * (len(losses) - 1)
+    return (size * sum(losses[:-1]) + last * losses[-1]) / count
 
 
 def predict(model: torch.nn.Module, images: Tensor, device: torch.device) -> Tensor:
@@ -100,23 +112,25 @@ def run(args: Namespace) -> common.Result:
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.Adam(model.parameters(), lr=args.lr)
 
+    compiled = common.compiled(args, model, criterion, optimizer)
     losses, epoch_losses, accuracies = [], [], []
     started = time.perf_counter()
     for epoch in range(1, epochs + 1):
-        total = 0.0
-        for images, labels in common.bar(loader, f"epoch {epoch}/{epochs}"):
-            images, labels = images.to(args.device), labels.to(args.device)
-            optimizer.zero_grad()
-            scores = model(images)
-            loss = criterion(scores, labels)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            total += losses[-1] * len(images)
+        if compiled:
+            losses += compiled.fit(train_x, train_y, batch_size=args.batch_size).flatten().tolist()
+        else:
+            for images, labels in common.bar(loader, f"epoch {epoch}/{epochs}"):
+                images, labels = images.to(args.device), labels.to(args.device)
+                optimizer.zero_grad()
+                scores = model(images)
+                loss = criterion(scores, labels)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
 
         predictions = predict(model, dataset.test_x, args.device)
         accuracies.append((predictions == dataset.test_y).float().mean().item())
-        epoch_losses.append(total / len(train_x))
+        epoch_losses.append(mean_loss(losses[-len(loader) :], args.batch_size, len(train_x)))
         common.say(
             f"epoch {epoch}/{epochs}  loss {epoch_losses[-1]:.4f}  test accuracy {accuracies[-1]:.4f}  "
             f"{time.perf_counter() - started:.1f} s"

@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from minidl import data, plot
 from minidl.lessons import common, mnist
 
-DEFAULTS = common.Defaults(batch_size=64, flags=("epochs", "batch-size", "data", "data-root"))
+DEFAULTS = common.Defaults(batch_size=64, flags=("epochs", "batch-size", "data", "data-root", "compiled"))
 
 
 @dataclass(frozen=True)
@@ -52,20 +51,27 @@ def make_optimizer(backend: SimpleNamespace, name: str, where: str, parameters: 
     return getattr(backend.optim, racer.kind)(parameters, **getattr(racer, where))
 
 
-def race(backend: SimpleNamespace, name: str, start: Tensor) -> tuple[Tensor, list[float]]:
+def race(backend: SimpleNamespace, name: str, start: Tensor, args: Namespace) -> tuple[Tensor, list[float]]:
     """The path (STEPS, 2) of weights (along the ravine, across it) and the losses, in STEPS steps."""
-    inputs = torch.tensor(INPUTS, device=start.device)
-    weights = start.clone().requires_grad_()  # (2, 1)
-    answers = torch.zeros(2, 1, device=start.device)  # so the lowest point is (0, 0)
-    optimizer = make_optimizer(backend, name, "ravine", [weights])
+    inputs = torch.tensor(INPUTS, device=args.device)
+    answers = torch.zeros(2, 1, device=args.device)  # so the lowest point is (0, 0)
+    model = backend.nn.Linear(2, 1, bias=False).to(args.device)
+    with torch.no_grad():
+        model.weight.copy_(start)
+    criterion = backend.nn.MSELoss()
+    optimizer = make_optimizer(backend, name, "ravine", model.parameters())
+    compiled = common.compiled(args, model, criterion, optimizer)
     path, losses = [], []
     for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss = backend.F.mse_loss(backend.matmul(inputs, weights), answers)
-        path.append(weights.flatten().tolist())
+        path.append(model.weight.flatten().tolist())
+        if compiled:
+            loss = compiled(inputs, answers)
+        else:
+            optimizer.zero_grad()
+            loss = criterion(model(inputs), answers)
+            loss.backward()
+            optimizer.step()
         losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
     return torch.tensor(path), losses
 
 
@@ -101,12 +107,15 @@ def train(backend: SimpleNamespace, name: str, dataset: data.Dataset, args: Name
     torch.manual_seed(args.seed)  # each optimizer gets the same start and the same batches
     images = dataset.train_x
     model = mnist.make_model(backend.nn, images[0].numel(), len(dataset.labels)).to(args.device)
-    sampler = mnist.ShuffledBatches(len(images), args.batch_size)
-    loader = DataLoader(TensorDataset(images, dataset.train_y), sampler=sampler, batch_size=None)
+    loader = mnist.batches(images, dataset.train_y, args.batch_size)
     criterion = backend.nn.CrossEntropyLoss()
     optimizer = make_optimizer(backend, name, "network", model.parameters())
+    compiled = common.compiled(args, model, criterion, optimizer)
     losses = []
     for _ in range(args.epochs):
+        if compiled:
+            losses += compiled.fit(images, dataset.train_y, batch_size=args.batch_size).flatten().tolist()
+            continue
         for x, y in common.bar(loader, name):
             x, y = x.to(args.device), y.to(args.device)
             optimizer.zero_grad()
@@ -158,12 +167,12 @@ def run(args: Namespace) -> common.Result:
     torch.manual_seed(args.seed)
 
     # High up on a wall, far from the lowest point: the seed chooses the side and the distance.
-    start = (torch.randint(2, (2, 1)) * 2 - 1) * (torch.tensor([[9.0], [1.5]]) + torch.rand(2, 1))
+    start = (torch.randint(2, (2,)) * 2 - 1) * (torch.tensor([9.0, 1.5]) + torch.rand(2))
     started = time.perf_counter()
-    races = {name: race(backend, name, start.to(args.device)) for name in RACERS}
+    races = {name: race(backend, name, start, args) for name in RACERS}
     arrivals = {name: arrival(losses) for name, (_, losses) in races.items()}
     crossings = {name: zigzags(path[:, 1]) for name, (path, _) in races.items()}
-    place = ", ".join(f"{weight:.2f}" for weight in start.flatten().tolist())
+    place = ", ".join(f"{weight:.2f}" for weight in start.tolist())
     print(f"the ravine, from ({place}); until the loss stays below {GOAL}:")
     for name, racer in RACERS.items():
         options = ", ".join(f"{key} {value:g}" for key, value in racer.ravine.items())

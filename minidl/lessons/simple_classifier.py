@@ -53,17 +53,21 @@ def run(args: Namespace) -> common.Result:
     criterion = nn.BCELoss()
     optimizer = optim.Adam(model.parameters(), lr=args.lr)
 
+    compiled = common.compiled(args, model, criterion, optimizer)
     losses = []
     started = time.perf_counter()
     for epoch in common.bar(range(1, args.epochs + 1), "epochs"):
         total = 0.0
         for batch_x, batch_y in loader:
             batch_x, batch_y = batch_x.to(args.device), batch_y.to(args.device)
-            optimizer.zero_grad()
-            prediction = model(batch_x)
-            loss = criterion(prediction, batch_y)
-            loss.backward()
-            optimizer.step()
+            if compiled:
+                loss = compiled(batch_x, batch_y)
+            else:
+                optimizer.zero_grad()
+                prediction = model(batch_x)
+                loss = criterion(prediction, batch_y)
+                loss.backward()
+                optimizer.step()
             total += loss.item() * len(batch_x)
 
         losses.append(total / len(x))

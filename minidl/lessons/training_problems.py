@@ -8,6 +8,7 @@ shows the symptom, and trains it again from the same start with one thing change
 import math
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -55,12 +56,22 @@ def wave() -> tuple[Tensor, Tensor]:
     return x, (3 * x).sin()
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-    """One step downhill; the loss before it."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+def downhill(
+    args: Namespace, model: torch.nn.Module, criterion: Any, optimizer: torch.optim.Optimizer, **options: bool
+) -> Callable[[Tensor, Tensor], float]:
+    """What takes one step downhill on examples and answers, and returns the loss before it."""
+    compiled = common.compiled(args, model, criterion, optimizer, **options)
+
+    def descend(x: Tensor, y: Tensor) -> float:
+        if compiled:
+            return compiled(x, y).item()
+        optimizer.zero_grad()
+        loss: Tensor = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return descend
 
 
 def overfitting(backend: SimpleNamespace, args: Namespace) -> Finding:
@@ -80,10 +91,11 @@ def overfitting(backend: SimpleNamespace, args: Namespace) -> Finding:
         torch.manual_seed(args.seed)
         model = make_model(backend.nn, dropout=dropout).to(args.device)
         optimizer = backend.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=decay)
+        descend = downhill(args, model, criterion, optimizer)
         training[name], testing[name] = [], []
         for _ in range(args.epochs):
             model.train()  # dropout on
-            training[name].append(descend(optimizer, criterion(model(x[:count]), y[:count])))
+            training[name].append(descend(x[:count], y[:count]))
             model.eval()  # dropout off
             with torch.no_grad():
                 testing[name].append(criterion(model(test_x), test_y).item())
@@ -108,7 +120,8 @@ def underfitting(backend: SimpleNamespace, args: Namespace) -> Finding:
         torch.manual_seed(args.seed)
         model = make_model(backend.nn, widths, "Tanh").to(args.device)
         optimizer = backend.optim.Adam(model.parameters(), lr=args.lr)
-        curves[name] = [descend(optimizer, criterion(model(x), y)) for _ in range(args.epochs)]
+        descend = downhill(args, model, criterion, optimizer)
+        curves[name] = [descend(x, y) for _ in range(args.epochs)]
         with torch.no_grad():
             fits[name] = model(x).flatten().tolist()
         numbers[name] = curves[name][-1]
@@ -163,9 +176,10 @@ def vanishing(backend: SimpleNamespace, args: Namespace) -> Finding:
         torch.manual_seed(args.seed)
         model = make_chain(backend.nn, name).to(args.device)
         optimizer = backend.optim.SGD(model.parameters(), lr=5 * args.lr, momentum=0.9)
-        curves[name] = [descend(optimizer, criterion(model(x), y))]
+        descend = downhill(args, model, criterion, optimizer, keep_grads=True)
+        curves[name] = [descend(x, y)]
         norms[name] = [weight.grad.norm().item() for weight in matrices(model) if weight.grad is not None]
-        curves[name] += [descend(optimizer, criterion(model(x), y)) for _ in range(1, args.epochs)]
+        curves[name] += [descend(x, y) for _ in range(1, args.epochs)]
         numbers[name] = curves[name][-1]
     panels = [
         CurePanel(
@@ -195,7 +209,7 @@ def exploding(backend: SimpleNamespace, args: Namespace) -> Finding:
                 nn.init.kaiming_normal_(weight).mul_(1.5)
         optimizer = backend.optim.SGD(model.parameters(), lr=lr)
         curves[name], norms[name], numbers[name] = [], [], math.inf
-        for _ in range(args.epochs):
+        for _ in range(args.epochs):  # with --compiled too: gradients are clipped between backward and update
             optimizer.zero_grad()
             loss = criterion(model(x), y)
             if not loss.item() < HOPELESS:
@@ -231,10 +245,11 @@ def slow_convergence(backend: SimpleNamespace, args: Namespace) -> Finding:
             scheduler = schedulers.CosineAnnealingLR(optimizer, args.epochs)
         elif name == "one cycle, momentum":
             scheduler = schedulers.OneCycleLR(optimizer, max_lr=large, total_steps=args.epochs + 1)
+        descend = downhill(args, model, criterion, optimizer)
         curves[name], rates[name] = [], []
         for _ in range(args.epochs):
             rates[name].append(scheduler.get_last_lr()[0])
-            curves[name].append(descend(optimizer, criterion(model(x), y)))
+            curves[name].append(descend(x, y))
             scheduler.step()
         numbers[name] = curves[name][-1]
     panels = [
