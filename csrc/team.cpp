@@ -7,6 +7,8 @@
 #include <atomic>
 #include <chrono>
 
+#include "denormals.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -114,6 +116,7 @@ class Team : public std::enable_shared_from_this<Team> {
   }
 
   void help() {
+    const FlushDenormals flush;  // as its caller
     uint64_t round = claim_.load(std::memory_order_relaxed) >> 32;
     auto worked = Clock::now(), looked = worked;
     for (int spins = 1;; ++spins) {

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "checks.h"
+#include "denormals.h"
 #include "dispatch.h"
 #include "team.h"
 
@@ -112,6 +112,7 @@ int TrainingPlan::threads() const {
 }
 
 void TrainingPlan::step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss) {
+  const FlushDenormals flush;
   begin();
   slots_[x_.slot] = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   slots_[y_.slot] = static_cast<char*>(const_cast<void*>(y.const_data_ptr()));
@@ -134,6 +135,7 @@ void gather(char* to, const at::Tensor& x, const int64_t* rows, int64_t count) {
 }  // namespace
 
 void TrainingPlan::run(const Batches& b, int64_t epochs, double* losses, const std::function<void()>& poll) {
+  const FlushDenormals flush;
   using Clock = std::chrono::steady_clock;
   constexpr int between_looks = 64;  // steps between two looks at the clock
   constexpr auto between_polls = std::chrono::milliseconds(50);

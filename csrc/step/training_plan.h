@@ -25,7 +25,7 @@ struct Update {
     at::Tensor step;  // what counts the updates, where the optimizer does
     bool first;       // as OptimizerTensor
   };
-  OptimizerOptions options;  // read anew before each run
+  OptimizerOptions options = SgdParams{0, 0, 0, 0, false, false};  // read anew before each run
   std::vector<Row> rows;
 };
 
