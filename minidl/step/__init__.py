@@ -137,7 +137,7 @@ class TrainStep:
         size = min(batch_size or rows, rows)
         whole, rest = divmod(rows, size)
         sizes = torch.tensor([size] * whole + [rest] * (rest > 0), dtype=torch.float64)
-        losses = torch.zeros(epochs, len(sizes), dtype=torch.float64)
+        losses = torch.empty(epochs, len(sizes), dtype=torch.float64)
         # Where nothing happens between epochs, all of them are one native call.
         together = epochs if not (shuffle or on_epoch or rest) else 1
         for epoch in range(0, epochs, max(together, 1)):
