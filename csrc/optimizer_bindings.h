@@ -3,13 +3,10 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
-#include <variant>
 
-#include "kernels.h"
+#include "step/plan.h"
 
 namespace minidl {
-
-using OptimizerOptions = std::variant<SgdParams, RmspropParams, AdamParams>;
 
 // What a parameter group of an optimizer says, kind being the name of its kernel: sgd_step, rmsprop_step or
 // adam_step.

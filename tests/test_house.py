@@ -118,7 +118,7 @@ def test_typed():
     package = Path(minidl.__file__).parent
     assert (package / "py.typed").is_file()
     stub = (package / "_C.pyi").read_text(encoding="utf-8")
-    declared = set(re.findall(r"^def (\w+)", stub, re.MULTILINE))
+    declared = set(re.findall(r"^(?:def|class) (\w+)", stub, re.MULTILINE))
     assert declared == {name for name in dir(_C) if not name.startswith("_")}
 
 

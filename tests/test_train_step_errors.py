@@ -99,3 +99,20 @@ def test_optimizers_without_a_plan():
         minidl.TrainStep(model, nn.MSELoss(reduction="none"), optim.SGD(model.parameters()))(
             torch.randn(1, 2), torch.randn(1, 2)
         )
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda m: m.register_forward_hook(lambda *a: None),
+        lambda m: m.register_full_backward_hook(lambda *a: None),
+        lambda m: m.weight.register_hook(lambda g: g),
+        lambda m: m.weight.register_post_accumulate_grad_hook(lambda p: None),
+    ],
+)
+def test_hooks_are_refused_not_forgotten(hook):
+    model = nn.Sequential(nn.Linear(2, 2))
+    hook(model[0])
+    step = minidl.TrainStep(model, F.mse_loss, optim.SGD(model.parameters()))
+    with pytest.raises(minidl.UnsupportedError, match="'0(.weight)?' has hooks"):
+        step(torch.randn(1, 2), torch.randn(1, 2))

@@ -279,7 +279,8 @@ py::object step_function(py::object plan) {
 void run_batches(Step& s, const at::Tensor& x, const at::Tensor& y, const std::optional<at::Tensor>& order,
                  int64_t count, int64_t epochs, const at::Tensor& losses) {
   TORCH_CHECK_VALUE(s.is_current() && s.plan->fits_rows(x, y) && losses.is_contiguous() &&
-                        losses.scalar_type() == at::kDouble && losses.numel() == count * epochs,
+                        losses.scalar_type() == at::kDouble && losses.numel() == count * epochs &&
+                        s.plan->has_batches({x, y, order, count}),
                     "minidl.TrainStep: the data is not what was planned for");
   s.read_options();
   const auto poll = [] {

@@ -8,23 +8,28 @@
 #include <functional>
 #include <tuple>
 #include <type_traits>
+#include <variant>
 #include <vector>
 
 #include "kernels.h"
 
 namespace minidl {
 
+// What a parameter group of an optimizer says.
+using OptimizerOptions = std::variant<SgdParams, RmspropParams, AdamParams>;
+
+constexpr int address_offset_bits = 44;
+
 template <class Pointer>
 Pointer address(int64_t slot, int64_t offset) {
-  constexpr int offset_bits = 44;
-  return reinterpret_cast<Pointer>(((slot + 1) << offset_bits) + offset);
+  return reinterpret_cast<Pointer>(((slot + 1) << address_offset_bits) + offset);
 }
 template <class T>
 T* resolved(T* address, char* const* slots) {
-  constexpr int offset_bits = 44;
   const auto bits = reinterpret_cast<int64_t>(address);
   if (bits == 0) return nullptr;
-  return reinterpret_cast<T*>(slots[(bits >> offset_bits) - 1] + (bits & ((int64_t(1) << offset_bits) - 1)));
+  const int64_t offset = bits & ((int64_t(1) << address_offset_bits) - 1);
+  return reinterpret_cast<T*>(slots[(bits >> address_offset_bits) - 1] + offset);
 }
 
 // The pointers of an argument, resolved in place. Most arguments have none.

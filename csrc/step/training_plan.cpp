@@ -4,6 +4,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -58,6 +59,16 @@ bool TrainingPlan::fits(const at::Tensor& x, const at::Tensor& y) const {
 
 bool TrainingPlan::fits_rows(const at::Tensor& x, const at::Tensor& y) const {
   return fits(x_, x, true) && fits(y_, y, true) && fits_bound();
+}
+
+bool TrainingPlan::has_batches(const Batches& b) const {
+  const int64_t rows = b.count * x_.sizes[0];
+  if (b.x.size(0) != b.y.size(0) || y_.sizes[0] != x_.sizes[0]) return false;
+  if (!b.order) return b.x.size(0) >= rows;
+  if (b.order->scalar_type() != at::kLong || !b.order->is_contiguous() || b.order->numel() < rows)
+    return false;
+  const auto* numbers = b.order->const_data_ptr<int64_t>();
+  return std::all_of(numbers, numbers + rows, [&](int64_t i) { return i >= 0 && i < b.x.size(0); });
 }
 
 void TrainingPlan::begin() {

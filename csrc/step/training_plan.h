@@ -14,8 +14,6 @@
 
 namespace minidl {
 
-using OptimizerOptions = std::variant<SgdParams, RmspropParams, AdamParams>;
-
 // The update of one parameter group.
 struct Update {
   struct Row {
@@ -61,6 +59,8 @@ class TrainingPlan {
   bool fits(const at::Tensor& x, const at::Tensor& y) const;
   // Likewise for tensors with any number of rows, of which a step takes the planned number.
   bool fits_rows(const at::Tensor& x, const at::Tensor& y) const;
+  // Whether there are as many rows, and numbers of rows, as the batches take.
+  bool has_batches(const Batches& b) const;
   // One step, whose loss is written to `loss`, a tensor of one element of the plan's dtype. x and y fit.
   void step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss);
   // All batches, `epochs` times; losses: where to write the loss of each step. poll is called now and then between

@@ -64,6 +64,7 @@ def make_plan(
 ) -> Plan:
     """Capture, lower, lay out memory, and hand all of it to the native side. Nothing of the model changes."""
     kernel = optimizers.algorithm_of(optimizer).kernel
+    _check_hooks(model, loss)
     dtype = _check_model(model, x)
     updated = [q for group in optimizer.param_groups for q in group["params"]]
     captured = capture(model, loss, x, y, updated)
@@ -71,6 +72,24 @@ def make_plan(
         return _build(captured, optimizer, kernel, dtype, keep_grads, [*modules_of(model, loss)])
     except UnloweredError as error:
         raise unsupported(captured, model, loss, error.node, error.why) from None
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _check_hooks(*parts: Any) -> None:
+    """A hook would be called while the graph is captured, and never again."""
+    for part in parts:
+        if not isinstance(part, torch.nn.Module):
+            continue
+        for name, module in part.named_modules():
+            if any(getattr(module, hooks, None) for hooks in HOOKS):
+                where = f"module {name or type(module).__name__!r} has hooks, which a plan cannot call"
+                raise UnsupportedError(f"minidl.TrainStep: {where}. {EAGERLY}")
+        for name, parameter in part.named_parameters():
+            if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+                where = f"parameter {name!r} has hooks, which a plan cannot call"
+                raise UnsupportedError(f"minidl.TrainStep: {where}. {EAGERLY}")
 
 
 def _check_model(model: torch.nn.Module, x: Tensor) -> torch.dtype:
