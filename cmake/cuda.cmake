@@ -19,6 +19,9 @@ else()
     set(MINIDL_CUDA_REASON "no nvcc was found at build time")
   else()
     enable_language(CUDA)
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION) # CMake 3.25 does not know it of an nvcc as new as 13
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    endif()
     string(REGEX MATCH "^[0-9]+" nvcc_major "${CMAKE_CUDA_COMPILER_VERSION}")
     string(REGEX MATCH "^[0-9]+" torch_major "${TORCH_CUDA}")
     if(MINIDL_CUDA STREQUAL "AUTO" AND NOT nvcc_major STREQUAL torch_major)
@@ -49,7 +52,7 @@ add_library(cuda_hopper OBJECT ${hopper_sources})
 target_sources(cuda_kernels INTERFACE $<TARGET_OBJECTS:cuda_hopper>)
 foreach(target cuda_kernels cuda_hopper)
   target_include_directories(${target} PRIVATE csrc)
-  set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
+  set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
     CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
   target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -Werror=all-warnings -Xfatbin=-compress-all)
   target_link_libraries(${target} PUBLIC CUDA::cudart_static)
