@@ -13,7 +13,7 @@ from torch import Tensor
 import minidl
 
 from .bench_step import MODELS, RIVALS, STILL, Model, digits, line, training, xor
-from .harness import Case, Library, Source, Tier, Work, minidl_library
+from .harness import Case, Library, Source, Work, minidl_library
 
 EAGER = "eager"  # the rival that is minidl itself, step by step
 BATCHES = {1: 8.0, 8: 4.0, 64: 3.0, 512: 1.5}  # of the mnist model, and the bars
@@ -32,7 +32,6 @@ class Row:
     fit_bar: float = 0.0  # 0: no row of `fit`, whose step takes as long as a call
     flops: float = 0.0
     share_bars: Mapping[int, float] = field(default_factory=dict)
-    tier: Tier = "default"
 
 
 def images(source: Source, batch: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +46,8 @@ def mnist_flops(batch: int) -> float:
 
 ROWS = (
     Row("linear-regression", line, "4x1", 250, 600),
-    Row("xor", xor, "4x2", 250, 600, tier="quick"),
+    # Not quick: torch.compile alone takes most of a minute.
+    Row("xor", xor, "4x2", 250, 600),
     *(
         Row(
             "mnist",
@@ -138,7 +138,6 @@ def cases() -> Iterator[Case]:
             row.shape,
             "step",
             partial(setup, model=model),
-            tier=row.tier,
             bars={"best": row.bar, EAGER: 1.0},
         )
         if row.fit_bar:
