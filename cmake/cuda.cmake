@@ -55,7 +55,8 @@ foreach(target cuda_kernels cuda_hopper)
   set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
     CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
   target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -Werror=all-warnings -Xfatbin=-compress-all)
-  target_link_libraries(${target} PUBLIC CUDA::cudart_static)
+  # Linked where the module is linked, but no folder of headers for its other files, whose commands stay the same.
+  target_link_libraries(${target} PRIVATE CUDA::cudart_static INTERFACE $<LINK_ONLY:CUDA::cudart_static>)
 endforeach()
 # Hopper's own instructions are in no target but 90a, which runs on nothing else. 12.5: how the driver's function is
 # found. Without the definition the file has no kernel.
