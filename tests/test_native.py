@@ -10,6 +10,8 @@ import pytest
 from minidl import _C
 
 NATIVE = Path(__file__).parent / "native"
+# Of the cases of each kernel, one in so many is run, so that this file takes minutes. By hand: kernels_check 1
+ONE_IN = {"sanitizers": "2", "emulator": "4"}
 # Scopes are not watched: that takes the registers of unrolled loops apart and GCC minutes, and kernels keep no
 # pointers to locals.
 SANITIZE = (
@@ -65,7 +67,7 @@ def test_under_sanitizers(tmp_path: Path) -> None:
         f"KERNELS_CHECK_ISAS={isas}",
     )
     # Kernels allocate nothing, and looking for leaks needs rights that containers may not give.
-    said = run(check, ASAN_OPTIONS="detect_leaks=0")
+    said = run(check, ONE_IN["sanitizers"], ASAN_OPTIONS="detect_leaks=0")
     assert said.startswith(f"tables: {isas.replace(';', ' ')}\n")
     assert said.endswith(" comparisons agree\n")
 
@@ -79,6 +81,6 @@ def test_neon(tmp_path: Path) -> None:
     emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     if emulator is None:
         pytest.skip("compiled, but not run: no qemu-aarch64 (Debian: apt-get install qemu-user-static)")
-    said = run(emulator, check)
+    said = run(emulator, check, ONE_IN["emulator"])
     assert said.startswith("tables: scalar neon\n")
     assert said.endswith(" comparisons agree\n")
