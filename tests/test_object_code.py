@@ -85,7 +85,8 @@ def test_registers(architecture: str) -> None:
     """Two blocks of a product fit a multiprocessor, and what is on the way to memory is not spilled to it."""
     everything = kernels(architecture)
     tiled = [k for k in everything if "gemm_" in k.name or "conv_mma" in k.name or "conv_simt" in k.name]
-    assert [k for k in tiled if k.registers > 128] == []
+    # Hopper's own product has a multiprocessor to itself: 3 warpgroups that exchange registers.
+    assert [k for k in tiled if k.registers > (168 if "wgmma" in k.name else 128)] == []
     # 32 bytes: of registers that live across a loop, not within it. Operands without an order are not hot.
     assert [k for k in everything if k.stack > 32 and "Order" not in k.name] == []
     ordered = [k for k in everything if "gemm_" in k.name and "5OrderE2" not in k.name]

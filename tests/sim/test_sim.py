@@ -61,8 +61,8 @@ class Run:
 # Each case runs in both orders of threads and blocks, which must give the same bits. Under tsan every fiber is a
 # thread, and only barriers order what they do.
 RUNS = {
-    "ascending and descending": Run("plain", (4, 0, 1), 9000),
-    "shuffled": Run("plain", (5, 2, 3), 7000),
+    "ascending and descending": Run("plain", (6, 0, 1), 9000),
+    "shuffled": Run("plain", (7, 2, 3), 7000),
     "address and undefined behaviour sanitizers": Run("asan", (17, 0, 1), 2000),
     "thread sanitizer": Run("tsan", (41, 0, 1), 800),
 }
