@@ -250,11 +250,11 @@ AdamParams adam_options(const py::dict& group, double lr) {
 bool sgd_step(const py::dict& group, const py::dict& state) {
   const Rate lr = learning_rate(group);
   const SgdParams p = sgd_options(group, lr.value);
-  return run(
-      group, state, {p.momentum != 0 ? key<"momentum_buffer">() : nullptr}, [&](const GroupTensors& t) {
-        ops::sgd_step(t.params, t.grads, t.state[0], {}, lr.value, p.momentum, p.dampening, p.weight_decay,
-                      p.nesterov, p.maximize, lr.device);
-      });
+  return run(group, state, {p.momentum != 0 ? key<"momentum_buffer">() : nullptr},
+             [&](const GroupTensors& t) {
+               ops::sgd_step(t.params, t.grads, t.state[0], {}, lr.value, p.momentum, p.dampening,
+                             p.weight_decay, p.nesterov, p.maximize, lr.device);
+             });
 }
 
 bool rmsprop_step(const py::dict& group, const py::dict& state) {

@@ -114,5 +114,5 @@ def test_hooks_are_refused_not_forgotten(hook):
     model = nn.Sequential(nn.Linear(2, 2))
     hook(model[0])
     step = minidl.TrainStep(model, F.mse_loss, optim.SGD(model.parameters()))
-    with pytest.raises(minidl.UnsupportedError, match="'0(.weight)?' has hooks"):
+    with pytest.raises(minidl.UnsupportedError, match=r"'0(\.weight)?' has hooks"):
         step(torch.randn(1, 2), torch.randn(1, 2))
