@@ -147,7 +147,7 @@ class Lowering:
             if node in same:
                 self.values[node] = self.values[same[node]]
             elif name == "getitem":
-                self.values[node] = self.values[node.args[0]].get(node.args[1])  # type: ignore[index]
+                self.values[node] = self.values[node.all_input_nodes[0]].get(node.args[1])
             elif name in VIEWS:
                 self.view(node, name, arguments[node])
             elif name in LOWERINGS:
@@ -160,7 +160,7 @@ class Lowering:
                 raise UnloweredError(node, "is not among what a plan can call")
 
     def view(self, node: Node, name: str, arguments: dict[str, Any]) -> None:
-        base, like = self.values[node.args[0]], node.meta["val"]
+        base, like = self.values[node.all_input_nodes[0]], node.meta["val"]
         offset = base.address.offset
         if name in (
             "aten.slice",
