@@ -117,9 +117,14 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_leaves_a_consistent_model():
+def test_ctrl_c_leaves_a_consistent_model(tmp_path):
     ran = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", INTERRUPTED],
+        cwd=tmp_path,  # not the source folder, which would hide the installed package
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ran.stdout == "stopped between two steps\n", ran.stderr
 
