@@ -322,6 +322,12 @@ OptimizerOptions read_optimizer_options(const std::string& kind, const py::dict&
   return adam_options(group, lr);
 }
 
+std::array<bool, 3> optimizer_state_wanted(const std::string& kind, const py::dict& group) {
+  if (kind == "sgd_step") return {number<"momentum">(group) != 0, false, false};
+  if (kind == "rmsprop_step") return {true, number<"momentum">(group) > 0, flag<"centered">(group)};
+  return {true, true, flag<"amsgrad">(group)};
+}
+
 void bind_optimizers(py::module_& m) {
   m.def("sgd_step", torch::wrap_pybind_function(sgd_step), py::arg("group"), py::arg("state"));
   m.def("rmsprop_step", torch::wrap_pybind_function(rmsprop_step), py::arg("group"), py::arg("state"));

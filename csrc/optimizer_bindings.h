@@ -2,6 +2,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <string>
 
 #include "step/plan.h"
@@ -11,6 +12,8 @@ namespace minidl {
 // What a parameter group of an optimizer says, kind being the name of its kernel: sgd_step, rmsprop_step or
 // adam_step.
 OptimizerOptions read_optimizer_options(const std::string& kind, const pybind11::dict& group);
+// Which of OptimizerTensor::state these options ask for.
+std::array<bool, 3> optimizer_state_wanted(const std::string& kind, const pybind11::dict& group);
 
 // Adds sgd_step, rmsprop_step and adam_step: (group, state) -> bool, with group one of an optimizer's
 // param_groups and state its state. One step for the parameters that have a gradient; False, with nothing

@@ -9,7 +9,7 @@ import torch
 from train_steps import MODELS, OPTIMIZERS, assert_same_state, eager, pair
 
 import minidl
-from minidl import optim
+from minidl import nn, optim
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -111,6 +111,51 @@ def test_loaded_and_cleared_state(optimizer):
     assert_same_state(ours.state_dict(), theirs.state_dict())
     ours.add_param_group({"params": [torch.nn.Parameter(x[:1].clone())], "lr": 0.3})
     torch.testing.assert_close(step(x, y), eager(twin, loss, theirs, x, y))
+
+
+def test_options_that_ask_for_other_state():
+    """Momentum that is switched on later begins as in eager training; state that cannot be made is missed there too."""
+    model, ours, twin, theirs, loss, x, y = pair("mlp", "sgd")
+    step = minidl.TrainStep(model, loss, ours)
+    for momentum in (0, 0.9, 0.9, 0):
+        ours.param_groups[0]["momentum"] = theirs.param_groups[0]["momentum"] = momentum
+        torch.testing.assert_close(step(x, y), eager(twin, loss, theirs, x, y))
+    assert_same_state(model.state_dict(), twin.state_dict())
+    model, ours, *_, loss, x, y = pair("mlp", "adam")
+    step = minidl.TrainStep(model, loss, ours)
+    step(x, y)
+    ours.param_groups[0]["amsgrad"] = True
+    with pytest.raises(KeyError, match="max_exp_avg_sq"):
+        step(x, y)
+
+
+def test_a_fit_that_fails_half_way_keeps_its_first_steps():
+    """Momentum buffers of the steps that were made become state."""
+    model, ours, twin, theirs, loss, x, y = pair("mlp", "momentum")
+    bad = y.clone()
+    bad[9] = 77
+    version = model[1].weight._version
+    with pytest.raises(IndexError, match="Target 77"):
+        minidl.TrainStep(model, loss, ours).fit(x, bad, batch_size=4, shuffle=False)
+    for rows in (slice(0, 4), slice(4, 8)):
+        eager(twin, loss, theirs, x[rows], y[rows])
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+    assert_same_state(model.state_dict(), twin.state_dict())
+    assert model[1].weight._version > version
+
+
+def test_denormals_are_flushed_within_a_step_only():
+    model = torch.nn.Sequential(nn.Linear(1, 1, bias=False))
+    step = minidl.TrainStep(model, nn.MSELoss(), optim.Adam(model.parameters(), lr=0.0))
+    x = torch.ones(1, 1)
+    step(x, x)
+    moment = step.optimizer.state[model[0].weight]["exp_avg"]
+    moment.fill_(1e-40)
+    with torch.no_grad():
+        model[0].weight.fill_(1)  # no error, no gradient
+    step(x, x)
+    assert moment.item() == 0
+    assert (torch.full((4,), 1e-40) * 0.5).min() > 0
 
 
 def test_several_groups():

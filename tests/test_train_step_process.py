@@ -54,11 +54,11 @@ def test_grads_are_kept_only_if_wanted():
 
 def test_two_steps_in_two_threads():
     expected = minidl.TrainStep(*mlp()).fit(*batch(), epochs=200, batch_size=16, shuffle=False)
+    steps = [minidl.TrainStep(*mlp()) for _ in range(2)]  # here: torch's generator is not a thread's own
     results: dict[int, torch.Tensor] = {}
 
     def train(i: int) -> None:
-        step = minidl.TrainStep(*mlp())
-        results[i] = step.fit(*batch(), epochs=200, batch_size=16, shuffle=False)
+        results[i] = steps[i].fit(*batch(), epochs=200, batch_size=16, shuffle=False)
 
     threads = [threading.Thread(target=train, args=(i,)) for i in range(2)]
     for thread in threads:

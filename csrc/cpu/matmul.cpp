@@ -332,8 +332,8 @@ void gemm(T* c, int64_t ldc, int64_t c_batch_stride, MatrixView<T> a, MatrixView
                    k,
                    epilogue};
   };
-  if (batch == 1 && m * n * k <= tiny_size) return tiny_gemm(product(0));
   const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  if (batch == 1 && flops <= 2 * tiny_size) return tiny_gemm(product(0));
   const int64_t threads = flops * static_cast<double>(batch) < serial_flops ? 1 : ctx.threads;
   T* workspace = static_cast<T*>(ctx.workspace(static_cast<size_t>(threads * per_thread) * sizeof(T)));
   if (batch == 1) return split_gemm(product(0), blocks, threads, workspace);

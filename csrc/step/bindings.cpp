@@ -192,9 +192,21 @@ struct Step {
         PyDict_Size(state.ptr()) != states || PyList_Size(param_groups.ptr()) != group_count) {
       return false;
     }
-    return std::all_of(modes.begin(), modes.end(), [](const auto& mode) {
-      return PyDict_GetItem(mode.first.ptr(), names[2]) == (mode.second ? Py_True : Py_False);
-    });
+    return has_wanted_state() && std::all_of(modes.begin(), modes.end(), [](const auto& mode) {
+             return PyDict_GetItem(mode.first.ptr(), names[2]) == (mode.second ? Py_True : Py_False);
+           });
+  }
+
+  // Options decide what state there is: a momentum that was 0 when the plan was made, say.
+  bool has_wanted_state() const {
+    for (size_t i = 0; i < groups.size(); ++i) {
+      const auto& state_of_row = plan->updates[i].rows[0].state;
+      const auto wanted = optimizer_state_wanted(groups[i].first, groups[i].second);
+      for (size_t k = 0; k < wanted.size(); ++k) {
+        if (wanted[k] != state_of_row[k].defined()) return false;
+      }
+    }
+    return true;
   }
 
   void read_options() {
@@ -204,14 +216,18 @@ struct Step {
   }
 };
 
-// f() while nobody else runs the plan, without the GIL where that is worth its while; what stops a run, as
-// the error that the eager operators raise.
+// f() while nobody else runs the plan, with the options of now, without the GIL where that is worth its while;
+// what stops a run, as the error that the eager operators raise.
 template <class F>
 void run(Step& step, bool release, F f) {
   std::unique_lock lock(step.plan->mutex, std::try_to_lock);
+  if (!lock) {  // whoever runs the plan may need the GIL to end
+    const py::gil_scoped_release no_gil;
+    lock.lock();
+  }
+  step.read_options();
   std::optional<py::gil_scoped_release> no_gil;
-  if (release || !lock) no_gil.emplace();
-  if (!lock) lock.lock();
+  if (release) no_gil.emplace();
   try {
     f();
   } catch (const BadTarget& bad) {
@@ -238,7 +254,6 @@ py::object step(Step& s, py::handle x, py::handle y) {
   if (!THPVariable_Check(x.ptr()) || !THPVariable_Check(y.ptr()) || !s.is_current()) return py::none();
   const at::Tensor &x_tensor = THPVariable_Unpack(x.ptr()), &y_tensor = THPVariable_Unpack(y.ptr());
   if (!s.plan->fits(x_tensor, y_tensor)) return py::none();
-  s.read_options();
   constexpr int64_t worth_releasing = 20000;
   py::object loss = fresh_loss(s);
   const at::Tensor& tensor = THPVariable_Unpack(loss.ptr());
@@ -282,7 +297,6 @@ void run_batches(Step& s, const at::Tensor& x, const at::Tensor& y, const std::o
                         losses.scalar_type() == at::kDouble && losses.numel() == count * epochs &&
                         s.plan->has_batches({x, y, order, count}),
                     "minidl.TrainStep: the data is not what was planned for");
-  s.read_options();
   const auto poll = [] {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -338,6 +352,7 @@ void bind_training_plan(py::module_& m) {
              s.groups.emplace_back(std::move(kind), std::move(group));
            })
       .def("finish", [](Step& s) { s.plan->finish(); })
+      .def("has_stepped", [](const Step& s) { return s.plan->has_stepped(); })
       .def("watch", &Step::watch)
       .def("fits", [](const Step& s, const at::Tensor& x,
                       const at::Tensor& y) { return s.is_current() && s.plan->fits(x, y); })

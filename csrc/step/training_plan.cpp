@@ -94,6 +94,7 @@ void TrainingPlan::one_step() {
   draw();
   run_step();
   for (const at::Tensor& counter : counters_) ++*counter.mutable_data_ptr<int64_t>();
+  has_stepped_ = true;
 }
 
 // What the run has written has a new version, as after any operation in place.
@@ -147,6 +148,10 @@ void gather(char* to, const at::Tensor& x, const int64_t* rows, int64_t count) {
 
 void TrainingPlan::run(const Batches& b, int64_t epochs, double* losses, const std::function<void()>& poll) {
   const FlushDenormals flush;
+  struct End {  // also of a run that a bad target or an interrupt ends: its first steps have written
+    TrainingPlan& plan;
+    ~End() { plan.end(); }
+  } const at_the_end{*this};
   using Clock = std::chrono::steady_clock;
   constexpr int between_looks = 64;  // steps between two looks at the clock
   constexpr auto between_polls = std::chrono::milliseconds(50);
@@ -183,7 +188,6 @@ void TrainingPlan::run(const Batches& b, int64_t epochs, double* losses, const s
       }
     }
   }
-  end();
 }
 
 // ---- of one dtype -----------------------------------------------------------------------------------------

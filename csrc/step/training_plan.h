@@ -53,6 +53,7 @@ class TrainingPlan {
   // Calls from here on are made once nothing can go wrong any more, and before the update.
   virtual void begin_commit() = 0;
   std::vector<Update> updates;
+  // Planned; nothing is bound, counted or updated from here on.
   void finish();
 
   // Whether x and y are of the planned kind, and everything bound is as it was when planned, but for its address.
@@ -66,6 +67,9 @@ class TrainingPlan {
   // All batches, `epochs` times; losses: where to write the loss of each step. poll is called now and then between
   // two steps and may throw.
   void run(const Batches& batches, int64_t epochs, double* losses, const std::function<void()>& poll);
+
+  // Whether a step has been made, of a run that failed later too.
+  bool has_stepped() const { return has_stepped_; }
 
   // Held while the plan runs: its memory serves one step at a time.
   std::mutex mutex;
@@ -106,6 +110,7 @@ class TrainingPlan {
   std::vector<at::Tensor> counters_;
   std::vector<c10::TensorImpl*> written_;
   std::vector<char> gathered_;
+  bool has_stepped_ = false;
 };
 
 template <class T>

@@ -43,7 +43,8 @@ class TrainStep:
     A plan belongs to shapes, dtypes and modes: those of another batch are planned at its first call and remembered.
     What cannot be planned raises UnsupportedError, a NotImplementedError that names the operator and the line of the
     model. Shapes, dtypes and labels that do not fit raise what eager training raises, before anything is written.
-    Changes of the model's structure are seen by a new TrainStep only. Copies and pickles hold copies of all three.
+    Changes of the model's structure, and hooks registered after the first step, are seen by a new TrainStep only.
+    Copies and pickles hold copies of all three.
     """
 
     def __init__(
@@ -156,8 +157,11 @@ class TrainStep:
     ) -> None:
         """Whole batches of `size`, as many as `losses` (epochs, batches) has columns."""
         plan = self._plan(x[:size], y[:size])
-        plan.native.run(x, y, order, losses.shape[1], epochs, losses)
-        self._ran(plan)
+        try:
+            plan.native.run(x, y, order, losses.shape[1], epochs, losses)
+        finally:  # a bad label or Ctrl-C may end a run whose first steps were made
+            if plan.native.has_stepped():
+                self._ran(plan)
 
 
 def _no_plan(x: Tensor, y: Tensor) -> None:
