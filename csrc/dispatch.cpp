@@ -108,12 +108,15 @@ void* cuda_workspace(size_t bytes) {
 
 Context cuda_context(const at::Tensor& x, int* error) {
   const c10::impl::VirtualGuardImpl guard(x.device().type());
-  const auto precision =
-      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  // Torch lets tf32 into matrix products and into convolutions by two switches.
+  const auto allows_tf32 = [](at::Float32Op op) {
+    return at::globalContext().float32Precision(at::Float32Backend::CUDA, op) == at::Float32Precision::TF32;
+  };
   return {.stream = guard.getStreamNativeHandle(guard.getStream(x.device())),
           .device = x.device().index(),
           .error = error,
-          .allow_tf32 = precision == at::Float32Precision::TF32,
+          .allow_tf32 = allows_tf32(at::Float32Op::MATMUL),
+          .allow_conv_tf32 = allows_tf32(at::Float32Op::CONV),
           .workspace = cuda_workspace};
 }
 

@@ -44,12 +44,13 @@ using Wide = typename WideOf<T>::type;
 
 // How a kernel reaches what it may not own: the stream it is ordered on and scratch memory.
 struct Context {
-  void* stream = nullptr;      // cudaStream_t; unused on the CPU
-  int device = 0;              // index of the CUDA device; unused on the CPU
-  int* error = nullptr;        // where a CUDA kernel leaves the code of a launch that failed
-  bool allow_tf32 = false;     // may products of float be computed with 10-bit mantissas?
-  int threads = 1;             // upper bound on parallelism; must not change any result
-  int64_t l2_bytes = 1 << 20;  // of a core's second-level cache; may change no result either
+  void* stream = nullptr;        // cudaStream_t; unused on the CPU
+  int device = 0;                // index of the CUDA device; unused on the CPU
+  int* error = nullptr;          // where a CUDA kernel leaves the code of a launch that failed
+  bool allow_tf32 = false;       // may products of float be computed with 10-bit mantissas?
+  bool allow_conv_tf32 = false;  // may convolutions?
+  int threads = 1;               // upper bound on parallelism; must not change any result
+  int64_t l2_bytes = 1 << 20;    // of a core's second-level cache; may change no result either
   // Uninitialised scratch of at least `bytes`, 64-byte aligned, on the backend's device, valid until the
   // kernel returns. At most one call per kernel, from the launching thread.
   void* (*workspace)(size_t bytes) = nullptr;
@@ -151,7 +152,8 @@ struct OptimizerTensor {
 struct LearningRate {
   double value;
   const double* device = nullptr;
-  LearningRate(double v, const double* d = nullptr) : value(v), device(d) {}
+  constexpr LearningRate(double v, const double* d = nullptr) : value(v), device(d) {}
+  bool operator==(const LearningRate&) const = default;
 };
 
 // One of a list of tensors that a kernel walks as if they were one: n elements, in any order.
@@ -165,18 +167,21 @@ struct SgdParams {
   LearningRate lr;
   double momentum, dampening, weight_decay;
   bool nesterov, maximize;
+  bool operator==(const SgdParams&) const = default;
 };
 
 struct RmspropParams {
   LearningRate lr;
   double alpha, eps, weight_decay, momentum;
   bool maximize;
+  bool operator==(const RmspropParams&) const = default;
 };
 
 struct AdamParams {
   LearningRate lr;
   double beta1, beta2, eps, weight_decay;
   bool decoupled, maximize;  // decoupled: AdamW's weight decay
+  bool operator==(const AdamParams&) const = default;
 };
 
 // One axis of a pooling. Output o has a window of inputs o * stride - padding + k * dilation, k < kernel, of

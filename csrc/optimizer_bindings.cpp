@@ -315,11 +315,13 @@ void clip_value(const std::vector<at::Tensor>& grads, double bound) {
 
 }  // namespace
 
-OptimizerOptions read_optimizer_options(const std::string& kind, const py::dict& group) {
-  const double lr = number<"lr">(group);
-  if (kind == "sgd_step") return sgd_options(group, lr);
-  if (kind == "rmsprop_step") return rmsprop_options(group, lr);
-  return adam_options(group, lr);
+OptimizerOptions read_optimizer_options(const std::string& kind, const py::dict& group,
+                                        std::optional<at::Tensor>* rate) {
+  Rate lr = learning_rate(group);
+  *rate = std::move(lr.device);
+  if (kind == "sgd_step") return sgd_options(group, lr.value);
+  if (kind == "rmsprop_step") return rmsprop_options(group, lr.value);
+  return adam_options(group, lr.value);
 }
 
 std::array<bool, 3> optimizer_state_wanted(const std::string& kind, const py::dict& group) {

@@ -1,8 +1,10 @@
 // How minidl/optim.py and minidl/nn/utils.py reach the operators on lists.
 #pragma once
+#include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <optional>
 #include <string>
 
 #include "step/plan.h"
@@ -10,8 +12,9 @@
 namespace minidl {
 
 // What a parameter group of an optimizer says, kind being the name of its kernel: sgd_step, rmsprop_step or
-// adam_step.
-OptimizerOptions read_optimizer_options(const std::string& kind, const pybind11::dict& group);
+// adam_step. A learning rate that is a tensor on a GPU goes to *rate, since to read it would be to wait.
+OptimizerOptions read_optimizer_options(const std::string& kind, const pybind11::dict& group,
+                                        std::optional<at::Tensor>* rate);
 // Which of OptimizerTensor::state these options ask for.
 std::array<bool, 3> optimizer_state_wanted(const std::string& kind, const pybind11::dict& group);
 

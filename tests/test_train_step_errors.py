@@ -31,7 +31,7 @@ BAD = {
         NotImplementedError,
         "requires a gradient",
     ),
-    "device": (lambda x, y: (x.to("meta"), y), NotImplementedError, "CPU"),
+    "device": (lambda x, y: (x.to("meta"), y), RuntimeError, "same device"),
 }
 
 

@@ -116,7 +116,7 @@ void launch_tiles(const ConvProblem<T>& p, const Context& ctx) {
     simt.template operator()<4, 8>();
   } else {
     if constexpr (sizeof(T) == 4) {
-      if (!ctx.allow_tf32)
+      if (!ctx.allow_conv_tf32)
         return p.large ? simt.template operator()<8, 8>() : simt.template operator()<4, 16>();
     }
     p.large ? launch_mma<T, 4>(p, blocks, ctx) : launch_mma<T, 2>(p, blocks, ctx);

@@ -113,14 +113,6 @@ ImageView<T> image_view(const Tensor& x) {
           x.stride(-1), flat ? 1 : x.size(2), x.size(-1)};
 }
 
-// Torch lets tf32 into convolutions and into matrix products by two switches: dispatch.cpp asks for the products'.
-Context with_precision_of_convolutions(const Tensor& x, Context ctx) {
-  if (!x.is_cuda()) return ctx;
-  const auto precision = at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::CONV);
-  ctx.allow_tf32 = precision == at::Float32Precision::TF32;
-  return ctx;
-}
-
 // The shape of the convolution that leads from x to y; a transposed one is read backwards.
 ConvShape conv_shape(const Tensor& x, const Tensor& y, const Tensor& w, const Options& o) {
   ConvShape s{
@@ -148,9 +140,8 @@ Tensor convolution(const Tensor& x, const Tensor& w, const OptionalTensor& b_, a
   Tensor y = output(shape, x, format_of(is_channels_last(x) ? x : w));
   if (y.is_meta()) return y;
   const OptionalTensor b = b_.has_value() ? OptionalTensor(b_->contiguous()) : b_;
-  launch(op, x, [&](const auto& k, auto zero, const Context& any) {
+  launch(op, x, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    const Context ctx = with_precision_of_convolutions(x, any);
     const Epilogue<T> epilogue{data<T>(b), activation};
     if (transposed) {
       k.conv_backward_input(image_view<T>(y), image_view<const T>(x), image_view<const T>(w),
@@ -217,9 +208,8 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& dy_, const
     undo_epilogue(op, activated ? dz : Tensor(), wanted[2] ? db : Tensor(), dy,
                   activated ? y->contiguous(format) : Tensor(), activation);
   }
-  launch(op, x, [&](const auto& k, auto zero, const Context& any) {
+  launch(op, x, [&](const auto& k, auto zero, const Context& ctx) {
     using T = decltype(zero);
-    const Context ctx = with_precision_of_convolutions(x, any);
     const auto view = [](const Tensor& t) { return image_view<const T>(t); };
     const ConvShape s = transposed ? conv_shape(dz, x, w, o) : conv_shape(x, dz, w, o);
     if (wanted[0] && transposed) k.conv_forward(image_view<T>(dx), view(dz), view(w), s, {}, ctx);

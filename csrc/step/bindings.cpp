@@ -211,7 +211,8 @@ struct Step {
 
   void read_options() {
     for (size_t i = 0; i < groups.size(); ++i) {
-      plan->updates[i].options = read_optimizer_options(groups[i].first, groups[i].second);
+      Update& u = plan->updates[i];
+      u.options = read_optimizer_options(groups[i].first, groups[i].second, &u.rate);
     }
   }
 };
@@ -304,23 +305,40 @@ void run_batches(Step& s, const at::Tensor& x, const at::Tensor& y, const std::o
   run(s, true, [&] { s.plan->run({x, y, order, count}, epochs, losses.mutable_data_ptr<double>(), poll); });
 }
 
+// Where the first step of `losses` is step `first` of all.
+void run_block(Step& s, const at::Tensor& x, const at::Tensor& y, const std::optional<at::Tensor>& order,
+               int64_t count, int64_t first, const at::Tensor& losses, const at::Tensor& batch_x,
+               const at::Tensor& batch_y) {
+  TORCH_CHECK_VALUE(s.is_current() && s.plan->fits_rows(x, y) && s.plan->fits(batch_x, batch_y) &&
+                        losses.is_contiguous() && losses.scalar_type() == s.plan->dtype() &&
+                        losses.device() == x.device() && (!order || order->device() == x.device()),
+                    "minidl.TrainStep: the data is not what was planned for");
+  run(s, true, [&] { s.plan->run_block({x, y, order, count}, first, losses, batch_x, batch_y); });
+}
+
+// In one call, so that no signal comes between the step and its account.
+void replay(Step& s, const py::object& graph) {
+  graph();
+  s.plan->replayed();
+}
+
 }  // namespace
 
 void bind_training_plan(py::module_& m) {
   py::class_<Step>(m, "TrainingPlan", "See csrc/step/training_plan.h and minidl/step/")
-      .def(py::init([](at::ScalarType dtype, std::vector<int64_t> offsets, int64_t bytes) {
+      .def(py::init([](at::ScalarType dtype, at::Device device, std::vector<int64_t> offsets, int64_t bytes) {
              std::unique_ptr<TrainingPlan> plan;
              if (dtype == at::kFloat) {
-               plan = std::make_unique<TrainingPlanOf<float>>(dtype, std::move(offsets), bytes);
+               plan = std::make_unique<TrainingPlanOf<float>>(dtype, device, std::move(offsets), bytes);
              } else {
-               plan = std::make_unique<TrainingPlanOf<double>>(dtype, std::move(offsets), bytes);
+               plan = std::make_unique<TrainingPlanOf<double>>(dtype, device, std::move(offsets), bytes);
              }
              auto step = std::make_unique<Step>();
              step->plan = std::move(plan);
              step->work = bytes / 4;
              return step;
            }),
-           py::arg("dtype"), py::arg("offsets"), py::arg("bytes"))
+           py::arg("dtype"), py::arg("device"), py::arg("offsets"), py::arg("bytes"))
       .def("call",
            [](Step& s, const std::string& name, const py::args& given) { call(*s.plan, name, given); })
       .def("check_target", [](Step& s, py::handle target, int64_t n, int64_t classes,
@@ -353,11 +371,27 @@ void bind_training_plan(py::module_& m) {
            })
       .def("finish", [](Step& s) { s.plan->finish(); })
       .def("has_stepped", [](const Step& s) { return s.plan->has_stepped(); })
+      .def("dtype", [](const Step& s) { return s.plan->dtype(); })
       .def("watch", &Step::watch)
       .def("fits", [](const Step& s, const at::Tensor& x,
                       const at::Tensor& y) { return s.is_current() && s.plan->fits(x, y); })
       .def("step_function", step_function)
-      .def("run", torch::wrap_pybind_function(run_batches));
+      .def("run", torch::wrap_pybind_function(run_batches))
+      .def("step", torch::wrap_pybind_function(
+                       [](Step& s, const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss) {
+                         run(s, true, [&] { s.plan->step(x, y, loss); });
+                       }))
+      .def("prepare", torch::wrap_pybind_function([](Step& s) {
+             bool changed = false;
+             run(s, true, [&] { changed = s.plan->prepare(); });
+             return changed;
+           }))
+      .def("enqueue",
+           torch::wrap_pybind_function([](Step& s, const at::Tensor& x, const at::Tensor& y,
+                                          const at::Tensor& loss) { s.plan->enqueue(x, y, loss); }))
+      .def("replay", torch::wrap_pybind_function(replay))
+      .def("fits_block", [](const Step& s) { return s.plan->fits_block(); })
+      .def("run_block", torch::wrap_pybind_function(run_block));
 }
 
 }  // namespace minidl

@@ -8,15 +8,11 @@
 #include <functional>
 #include <tuple>
 #include <type_traits>
-#include <variant>
 #include <vector>
 
-#include "kernels.h"
+#include "step/block_step.h"
 
 namespace minidl {
-
-// What a parameter group of an optimizer says.
-using OptimizerOptions = std::variant<SgdParams, RmspropParams, AdamParams>;
 
 constexpr int address_offset_bits = 44;
 
@@ -82,6 +78,7 @@ class Plan {
  public:
   template <class... P>
   void call(void (*KernelsOf<T>::*kernel)(P...), std::type_identity_t<P>... planned) {
+    block_calls_.push_back(block_call<T>(kernel, planned...));
     calls_.push_back([=](const KernelsOf<T>& k, char* const* slots, const Context& ctx) {
       const auto argument = [&]<class A>(A a) {
         resolve(a, slots);
@@ -109,12 +106,28 @@ class Plan {
     });
   }
 
+  // The calls as data, less the checks, which nothing but the CPU's kernels makes; and those of a run.
+  const std::vector<BlockCall<T>>& block_calls() const { return block_calls_; }
+  std::vector<BlockCall<T>> block_calls(char* const* slots) const {
+    std::vector<BlockCall<T>> calls = block_calls_;
+    const auto resolve_one = [&]<class Call>(Call& call) {
+      if constexpr (!std::is_same_v<Call, std::monostate>) {
+        std::apply([&](auto&... a) { (resolve(a, slots), ...); }, call);
+      }
+    };
+    for (BlockCall<T>& call : calls) std::visit(resolve_one, call);
+    return calls;
+  }
+
+  bool empty() const { return calls_.empty(); }
+
   // slots: the address of each.
   void run(const KernelsOf<T>& k, char* const* slots, const Context& ctx) const {
     for (const auto& call : calls_) call(k, slots, ctx);
   }
 
  private:
+  std::vector<BlockCall<T>> block_calls_;
   std::vector<std::function<void(const KernelsOf<T>&, char* const*, const Context&)>> calls_;
 };
 

@@ -1,14 +1,18 @@
 #include "step/training_plan.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 
+#include "cuda/backend.h"
 #include "denormals.h"
 #include "dispatch.h"
 #include "team.h"
@@ -17,8 +21,9 @@ namespace minidl {
 
 // ---- planning ---------------------------------------------------------------------------------------------
 
-TrainingPlan::TrainingPlan(at::ScalarType dtype, std::vector<int64_t> offsets, int64_t bytes)
-    : memory_(at::detail::empty_cpu({bytes}, at::kByte, /*pin_memory=*/false, std::nullopt)), dtype_(dtype) {
+TrainingPlan::TrainingPlan(at::ScalarType dtype, at::Device device, std::vector<int64_t> offsets,
+                           int64_t bytes)
+    : memory_(at::empty({bytes}, at::device(device).dtype(at::kByte))), dtype_(dtype) {
   char* base = static_cast<char*>(memory_.mutable_data_ptr());
   for (const int64_t offset : offsets) slots_.push_back(offset < 0 ? nullptr : base + offset);
 }
@@ -38,9 +43,10 @@ void TrainingPlan::bind_batch(int64_t x_slot, const at::Tensor& x, int64_t y_slo
 
 // ---- running ----------------------------------------------------------------------------------------------
 
-bool TrainingPlan::fits(const Input& planned, const at::Tensor& x, bool any_rows) {
+bool TrainingPlan::fits(const Input& planned, const at::Tensor& x, bool any_rows) const {
   const size_t from = any_rows ? 1 : 0;
-  return x.is_cpu() && x.scalar_type() == planned.dtype && x.dim() == std::ssize(planned.sizes) &&
+  return x.device() == memory_.device() && x.scalar_type() == planned.dtype &&
+         x.dim() == std::ssize(planned.sizes) &&
          x.sizes().slice(from) == at::IntArrayRef(planned.sizes).slice(from) && x.is_contiguous() &&
          !x.requires_grad() && x.layout() == at::kStrided && !x.is_neg();
 }
@@ -48,8 +54,9 @@ bool TrainingPlan::fits(const Input& planned, const at::Tensor& x, bool any_rows
 bool TrainingPlan::fits_bound() const {
   return std::all_of(bound_.begin(), bound_.end(), [this](const Bound& b) {
     const at::Tensor& x = b.tensor;
-    return x.is_cpu() && x.scalar_type() == dtype_ && x.sizes() == at::IntArrayRef(b.sizes) &&
-           x.strides() == at::IntArrayRef(b.strides) && x.requires_grad() == b.requires_grad;
+    return x.device() == memory_.device() && x.scalar_type() == dtype_ &&
+           x.sizes() == at::IntArrayRef(b.sizes) && x.strides() == at::IntArrayRef(b.strides) &&
+           x.requires_grad() == b.requires_grad;
   });
 }
 
@@ -74,12 +81,29 @@ bool TrainingPlan::has_batches(const Batches& b) const {
 void TrainingPlan::begin() {
   for (const Bound& b : bound_)
     slots_[b.slot] = static_cast<char*>(const_cast<void*>(b.tensor.const_data_ptr()));
+  if (on_cpu()) {
+    for (Update& u : updates) {  // a rate on a GPU, of parameters here
+      if (u.rate) std::visit([&](auto& options) { options.lr = u.rate->item().toDouble(); }, u.options);
+    }
+  } else {
+    write_scalars();
+  }
   resolve_updates();
+}
+
+at::Tensor TrainingPlan::in_memory(int64_t slot, at::IntArrayRef sizes, at::ScalarType dtype) const {
+  const int64_t offset = slots_[slot] - static_cast<const char*>(memory_.const_data_ptr());
+  const auto bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(c10::elementSize(dtype));
+  return memory_.narrow(0, offset, bytes).view(dtype).view(sizes);
 }
 
 // As csrc/ops/dropout.cpp draws them, one draw a dropout, in the order of the forward pass.
 void TrainingPlan::draw() {
   if (drawn_.empty()) return;
+  if (!on_cpu()) {
+    for (const int64_t slot : drawn_) in_memory(slot, {2}, at::kLong).random_();
+    return;
+  }
   auto* source =
       at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
   const std::lock_guard lock(source->mutex_);
@@ -93,7 +117,13 @@ void TrainingPlan::one_step() {
   const TeamScope team(threads());
   draw();
   run_step();
-  for (const at::Tensor& counter : counters_) ++*counter.mutable_data_ptr<int64_t>();
+  for (at::Tensor& counter : counters_) {
+    if (on_cpu()) {
+      ++*counter.mutable_data_ptr<int64_t>();
+    } else {
+      counter.add_(1);
+    }
+  }
   has_stepped_ = true;
 }
 
@@ -116,6 +146,14 @@ void TrainingPlan::finish() {
     }
   }
   for (const at::Tensor& counter : counters_) add(counter);
+  if (on_cpu()) return;
+  const at::NoGradGuard no_grad;
+  for (const Update& u : updates) steps_there_.resize(steps_there_.size() + u.rows.size());
+  rates_there_.resize(updates.size());
+  const auto zeros = [&](size_t n, at::ScalarType dtype) {
+    return at::zeros({static_cast<int64_t>(n)}, at::device(memory_.device()).dtype(dtype));
+  };
+  rates_ = zeros(rates_there_.size(), at::kDouble), steps_ = zeros(steps_there_.size(), at::kFloat);
 }
 
 int TrainingPlan::threads() const {
@@ -124,13 +162,105 @@ int TrainingPlan::threads() const {
 }
 
 void TrainingPlan::step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss) {
-  const FlushDenormals flush;
   begin();
+  enqueue(x, y, loss);
+  replayed();
+}
+
+void TrainingPlan::enqueue(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss) {
   slots_[x_.slot] = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
   slots_[y_.slot] = static_cast<char*>(const_cast<void*>(y.const_data_ptr()));
-  one_step();
+  if (on_cpu()) {
+    const FlushDenormals flush;
+    one_step();
+    std::memcpy(loss.mutable_data_ptr(), slots_[loss_slot_], loss.itemsize());
+  } else {
+    const c10::DeviceGuard device(memory_.device());
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    one_step();
+    loss.copy_(in_memory(loss_slot_, {}, dtype_));
+  }
+}
+
+// ---- as a CUDA graph --------------------------------------------------------------------------------------
+
+// Learning rates and the numbers of updates, where they are not what they were.
+void TrainingPlan::write_scalars() {
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  for (size_t i = 0, row = 0; i < updates.size(); ++i) {
+    Update& u = updates[i];
+    std::visit(
+        [&](auto& options) {
+          const auto group = static_cast<int64_t>(i);
+          if (u.rate) {
+            rates_.select(0, group).copy_(u.rate->reshape({}));
+          } else if (options.lr.value != rates_there_[i]) {
+            rates_.select(0, group).fill_(rates_there_[i] = options.lr.value);
+          }
+          options.lr = {0, rates_.const_data_ptr<double>() + i};
+        },
+        u.options);
+    for (const Update::Row& r : u.rows) {
+      const bool counted_here = r.step.defined() && r.step.is_cpu();
+      const double step = counted_here ? r.step.item().toDouble() : 0;
+      if (counted_here && step != steps_there_[row]) {
+        steps_.select(0, static_cast<int64_t>(row)).fill_(steps_there_[row] = step);
+      }
+      ++row;
+    }
+  }
+}
+
+TrainingPlan::Fixed TrainingPlan::fixed() const {
+  Fixed result{{slots_.begin(), slots_.end()}, {}, false, false};
+  const auto add = [&](const at::Tensor& x) {
+    result.addresses.push_back(x.defined() ? x.const_data_ptr() : nullptr);
+  };
+  for (const Update& u : updates) {
+    result.options.push_back(u.options);
+    for (const Update::Row& row : u.rows) {
+      add(row.param);
+      add(row.step);
+      for (const at::Tensor& state : row.state) add(state);
+    }
+  }
+  const Context ctx = context_for(memory_, nullptr);
+  result.allow_tf32 = ctx.allow_tf32, result.allow_conv_tf32 = ctx.allow_conv_tf32;
+  return result;
+}
+
+bool TrainingPlan::prepare() {
+  begin();
+  Fixed now = fixed();
+  if (captured_ == now) return false;
+  captured_ = std::move(now);
+  return true;
+}
+
+// What a captured graph cannot do: the numbers of updates that lie on the CPU, and versions.
+void TrainingPlan::replayed(int64_t steps) {
+  if (!on_cpu()) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    size_t row = 0;
+    for (Update& u : updates) {
+      for (Update::Row& r : u.rows) {
+        if (r.step.defined() && r.step.is_cpu()) r.step.add_(steps), steps_there_[row] += steps;
+        ++row;
+      }
+    }
+  }
   end();
-  std::memcpy(loss.mutable_data_ptr(), slots_[loss_slot_], loss.itemsize());
+}
+
+void TrainingPlan::run_block(const Batches& batches, int64_t first, const at::Tensor& losses,
+                             const at::Tensor& batch_x, const at::Tensor& batch_y) {
+  const c10::DeviceGuard device(memory_.device());
+  begin();
+  slots_[x_.slot] = static_cast<char*>(batch_x.mutable_data_ptr());
+  slots_[y_.slot] = static_cast<char*>(batch_y.mutable_data_ptr());
+  launch_block(batches, first, losses);
+  has_stepped_ = true;
+  replayed(losses.numel());
 }
 
 namespace {
@@ -157,10 +287,8 @@ void TrainingPlan::run(const Batches& b, int64_t epochs, double* losses, const s
   constexpr auto between_polls = std::chrono::milliseconds(50);
   begin();
   const int64_t size = x_.sizes[0];
-  const auto bytes = [](const Input& of_step, const at::Tensor& x) {
-    return static_cast<size_t>(c10::multiply_integers(of_step.sizes)) * x.itemsize();
-  };
-  const size_t x_bytes = bytes(x_, b.x), y_bytes = bytes(y_, b.y);
+  const auto x_bytes = static_cast<size_t>(size * x_.row_bytes()),
+             y_bytes = static_cast<size_t>(size * y_.row_bytes());
   if (b.order) gathered_.resize(x_bytes + y_bytes + 64);
   auto polled = Clock::now();
   int steps = 0;
@@ -214,6 +342,7 @@ void TrainingPlanOf<T>::Corrections::advance(double to, const AdamParams& p) {
 template <class T>
 void TrainingPlanOf<T>::resolve_updates() {
   resolved_.resize(updates.size());
+  float* step_there = on_cpu() ? nullptr : steps_.mutable_data_ptr<float>();
   for (size_t i = 0; i < updates.size(); ++i) {
     Resolved& r = resolved_[i];
     r.rows.clear(), r.steps.clear();
@@ -228,8 +357,12 @@ void TrainingPlanOf<T>::resolve_updates() {
         if (row.state[k].defined()) t.state[k] = static_cast<T*>(row.state[k].mutable_data_ptr());
       }
       auto& step = r.steps.emplace_back();
-      if (!row.step.defined()) continue;
-      if (row.step.scalar_type() == at::kDouble) {
+      if (!on_cpu()) {
+        t.step = row.step.defined() && !row.step.is_cpu() ? row.step.mutable_data_ptr<float>() : step_there;
+        ++step_there;
+      } else if (!row.step.defined()) {
+        continue;
+      } else if (row.step.scalar_type() == at::kDouble) {
         step = row.step.mutable_data_ptr<double>();
       } else {
         step = row.step.mutable_data_ptr<float>();
@@ -248,7 +381,7 @@ void TrainingPlanOf<T>::update(Update& u, Resolved& r, const KernelsOf<T>& k, co
     } else if (double** d = std::get_if<double*>(&r.steps[i])) {
       step = ** d += 1;
     }
-    if (!adam) continue;
+    if (!adam || r.rows[i].step) continue;
     r.corrections.advance(step, *adam);
     r.rows[i].correction1 = r.corrections.correction1;
     r.rows[i].correction2 = r.corrections.correction2;
@@ -265,7 +398,8 @@ void TrainingPlanOf<T>::update(Update& u, Resolved& r, const KernelsOf<T>& k, co
 template <class T>
 void TrainingPlanOf<T>::run_step() {
   const Kernels& table = kernels_for(memory_, "TrainStep");
-  const Context ctx = context_for(memory_, nullptr);
+  int error = 0;
+  const Context ctx = context_for(memory_, &error);
   const KernelsOf<T>* k;
   if constexpr (std::is_same_v<T, float>) {
     k = &table.f32;
@@ -275,6 +409,68 @@ void TrainingPlanOf<T>::run_step() {
   plan_.run(*k, slots_.data(), ctx);
   commit_.run(*k, slots_.data(), ctx);
   for (size_t i = 0; i < updates.size(); ++i) update(updates[i], resolved_[i], *k, ctx);
+  if (!on_cpu()) finish_launch(memory_, "TrainStep", ctx);
+}
+
+// ---- as a loop in one block -------------------------------------------------------------------------------
+
+namespace {
+
+template <class T>
+int64_t multiply_adds(const BlockCall<T>& call) {
+  const auto* gemm = std::get_if<static_cast<size_t>(BlockKernel::gemm)>(&call);
+  if (!gemm) return 0;
+  const auto& [c, ldc, c_batch_stride, a, b, batch, m, n, k, epilogue, ctx] = *gemm;
+  return batch * m * n * k;
+}
+
+}  // namespace
+
+// A graph takes some microseconds for each of its ten kernels or more; in that time 256 threads do a hundred thousand
+// multiply-adds.
+template <class T>
+bool TrainingPlanOf<T>::fits_block() const {
+  constexpr int64_t most_multiply_adds = 1 << 17, most_bytes = 1 << 17;
+  if (on_cpu() || x_.sizes.empty() || y_.sizes.empty() || x_.row_bytes() % 4 || y_.row_bytes() % 4)
+    return false;
+  if (!commit_.empty() || !drawn_.empty() || !counters_.empty() || memory_.numel() > most_bytes) return false;
+  const auto& calls = plan_.block_calls();
+  int64_t work = 0;
+  size_t rows = 0;
+  for (const BlockCall<T>& call : calls) {
+    if (call.index() == static_cast<size_t>(BlockKernel::none)) return false;
+    work += multiply_adds<T>(call);
+  }
+  for (const Update& u : updates) rows += u.rows.size();
+  return work <= most_multiply_adds && calls.size() <= BlockLoop<T>::most_calls &&
+         rows <= BlockLoop<T>::most_rows && updates.size() <= BlockLoop<T>::most_groups;
+}
+
+template <class T>
+void TrainingPlanOf<T>::launch_block(const Batches& b, int64_t first, const at::Tensor& losses) {
+  BlockLoop<T> loop{};
+  const auto calls = plan_.block_calls(slots_.data());
+  std::copy(calls.begin(), calls.end(), loop.calls);
+  loop.call_count = static_cast<int>(calls.size());
+  for (size_t i = 0; i < updates.size(); ++i) {
+    loop.groups[i] = updates[i].options;
+    for (const OptimizerTensor<T>& row : resolved_[i].rows) {
+      loop.group_of[loop.row_count] = static_cast<int>(i);
+      loop.rows[loop.row_count++] = row;
+    }
+    for (Update::Row& row : updates[i].rows) row.first = false;
+  }
+  loop.parts[0] = {slots_[x_.slot], static_cast<const char*>(b.x.const_data_ptr()), x_.row_bytes()};
+  loop.parts[1] = {slots_[y_.slot], static_cast<const char*>(b.y.const_data_ptr()), y_.row_bytes()};
+  loop.order = b.order ? b.order->const_data_ptr<int64_t>() : nullptr;
+  loop.batch_rows = x_.sizes[0], loop.batches = b.count;
+  loop.first = first, loop.steps = losses.numel();
+  loop.loss = reinterpret_cast<const T*>(slots_[loss_slot_]);
+  loop.losses = static_cast<T*>(losses.mutable_data_ptr());
+  int error = 0;
+  const Context ctx = context_for(memory_, &error);
+  cuda::block_loop(loop, ctx);
+  finish_launch(memory_, "TrainStep", ctx);
 }
 
 template class TrainingPlanOf<float>;

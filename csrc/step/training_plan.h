@@ -14,7 +14,7 @@
 
 namespace minidl {
 
-// The update of one parameter group.
+// The update of one parameter group. On a GPU, `rate` is its learning rate where that is a tensor there.
 struct Update {
   struct Row {
     at::Tensor param;
@@ -23,7 +23,8 @@ struct Update {
     at::Tensor step;  // what counts the updates, where the optimizer does
     bool first;       // as OptimizerTensor
   };
-  OptimizerOptions options = SgdParams{0, 0, 0, 0, false, false};  // read anew before each run
+  OptimizerOptions options = no_options;  // read anew before each run
+  std::optional<at::Tensor> rate;                                  // likewise
   std::vector<Row> rows;
 };
 
@@ -37,7 +38,7 @@ struct Batches {
 class TrainingPlan {
  public:
   // offsets: of each slot in the plan's own memory of so many bytes, or -1 for a slot to be bound.
-  TrainingPlan(at::ScalarType dtype, std::vector<int64_t> offsets, int64_t bytes);
+  TrainingPlan(at::ScalarType dtype, at::Device device, std::vector<int64_t> offsets, int64_t bytes);
   virtual ~TrainingPlan() = default;
   TrainingPlan(const TrainingPlan&) = delete;
   TrainingPlan& operator=(const TrainingPlan&) = delete;
@@ -64,9 +65,22 @@ class TrainingPlan {
   bool has_batches(const Batches& b) const;
   // One step, whose loss is written to `loss`, a tensor of one element of the plan's dtype. x and y fit.
   void step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss);
-  // All batches, `epochs` times; losses: where to write the loss of each step. poll is called now and then between
+  // All batches, on the CPU, `epochs` times; losses: where to write the loss of each step. poll is called now and then between
   // two steps and may throw.
   void run(const Batches& batches, int64_t epochs, double* losses, const std::function<void()>& poll);
+
+  // The same step in parts, for a CUDA graph: enqueue() is what is captured; prepare() goes before each replay, and
+  // says whether a graph that was captured since it last said so would now do something else; replayed() goes after.
+  bool prepare();
+  void enqueue(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss);
+  void replayed(int64_t steps = 1);
+
+  // On a GPU: whether a step is so small that the loop of steps is quickest in a single block; and that loop, from the
+  // step numbered `first` on (of a data set's `count` batches, again and again), as many as `losses` has elements of
+  // the plan's dtype. batch_x and batch_y: what the calls find a batch in.
+  virtual bool fits_block() const = 0;
+  void run_block(const Batches& batches, int64_t first, const at::Tensor& losses, const at::Tensor& batch_x,
+                 const at::Tensor& batch_y);
 
   // Whether a step has been made, of a run that failed later too.
   bool has_stepped() const { return has_stepped_; }
@@ -78,10 +92,29 @@ class TrainingPlan {
   virtual void resolve_updates() = 0;
   virtual void run_step() = 0;
   virtual double loss() const = 0;
+  virtual void launch_block(const Batches& batches, int64_t first, const at::Tensor& losses) = 0;
+
+  bool on_cpu() const { return memory_.is_cpu(); }
+
+  struct Input {
+    int64_t slot = -1;
+    at::ScalarType dtype;
+    at::DimVector sizes;
+    int64_t row_bytes() const {
+      return c10::multiply_integers(at::IntArrayRef(sizes).slice(1)) * c10::elementSize(dtype);
+    }
+  };
 
   at::Tensor memory_;
   std::vector<char*> slots_;
+  Input x_, y_;
   int64_t loss_slot_ = -1;
+  std::vector<int64_t> drawn_;
+  std::vector<at::Tensor> counters_;
+  // On a GPU, where a captured graph reads what changes between steps: the learning rate of each group, float64, and
+  // for each row, one group after the other, the number of updates so far, float32. And what was written there.
+  at::Tensor rates_, steps_;
+  std::vector<double> rates_there_, steps_there_;
 
  private:
   struct Bound {
@@ -90,13 +123,18 @@ class TrainingPlan {
     bool written, requires_grad;
     at::DimVector sizes, strides;
   };
-  struct Input {
-    int64_t slot = -1;
-    at::ScalarType dtype;
-    at::DimVector sizes;
+  // What a captured graph has fixed.
+  struct Fixed {
+    std::vector<const void*> addresses;
+    std::vector<OptimizerOptions> options;
+    bool allow_tf32, allow_conv_tf32;
+    bool operator==(const Fixed&) const = default;
   };
   bool fits_bound() const;
-  static bool fits(const Input& planned, const at::Tensor& x, bool any_rows);
+  bool fits(const Input& planned, const at::Tensor& x, bool any_rows) const;
+  at::Tensor in_memory(int64_t slot, at::IntArrayRef sizes, at::ScalarType dtype) const;
+  Fixed fixed() const;
+  void write_scalars();
   void begin();
   void draw();
   void one_step();
@@ -105,11 +143,9 @@ class TrainingPlan {
 
   at::ScalarType dtype_;
   std::vector<Bound> bound_;
-  Input x_, y_;
-  std::vector<int64_t> drawn_;
-  std::vector<at::Tensor> counters_;
   std::vector<c10::TensorImpl*> written_;
   std::vector<char> gathered_;
+  std::optional<Fixed> captured_;
   bool has_stepped_ = false;
 };
 
@@ -119,6 +155,7 @@ class TrainingPlanOf final : public TrainingPlan {
   using TrainingPlan::TrainingPlan;
   Plan<T>& planned() { return committing_ ? commit_ : plan_; }
   void begin_commit() override { committing_ = true; }
+  bool fits_block() const override;
 
  private:
   // Adam's step number, and what follows from it: a multiplication a step instead of two powers.
@@ -135,6 +172,7 @@ class TrainingPlanOf final : public TrainingPlan {
   void resolve_updates() override;
   void run_step() override;
   double loss() const override;
+  void launch_block(const Batches& batches, int64_t first, const at::Tensor& losses) override;
   void update(Update& u, Resolved& r, const KernelsOf<T>& k, const Context& ctx);
 
   Plan<T> plan_, commit_;

@@ -35,10 +35,14 @@ class TrainStep:
     go on. ``.grad`` is left alone, or, with ``keep_grads``, holds the gradients after each call.
 
     Args:
-        model: any module on the CPU, in float32 or float64, whose forward consists of minidl's modules and functions,
-            views, sums of equal shapes and concatenation; its modes (``train()``, ``eval()``) are honoured.
+        model: any module in float32 or float64 whose forward consists of minidl's modules and functions, views, sums
+            of equal shapes and concatenation; its modes (``train()``, ``eval()``) are honoured.
         loss: a module or function of (output, target), with a mean or a sum as its result.
         optimizer: SGD, RMSprop, Adam or AdamW, minidl's or torch's.
+
+    On a GPU the plan is captured into a CUDA graph, and a step is one replay of it. Counters of updates may lie on
+    either side: ``capturable=True`` is not asked for. There, as in eager training, a label that is no class makes the
+    loss NaN instead of raising.
 
     A plan belongs to shapes, dtypes and modes: those of another batch are planned at its first call and remembered.
     What cannot be planned raises UnsupportedError, a NotImplementedError that names the operator and the line of the
@@ -80,10 +84,11 @@ class TrainStep:
         """A step on a batch that the plan of the last step does not fit."""
         x, y = _data(x), _data(y)
         plan = self._plan(x, y)
-        loss = plan.step(x, y)
+        step = plan.step_function()
+        loss = step(x, y)
         assert loss is not None  # it fits
         self._ran(plan)
-        self._run = partial(_step_and_show, plan) if self.keep_grads else plan.step
+        self._run = partial(_step_and_show, plan, step) if self.keep_grads else step
         return loss
 
     def _plan(self, x: Tensor, y: Tensor) -> Plan:
@@ -141,8 +146,9 @@ class TrainStep:
         losses = torch.empty(epochs, len(sizes), dtype=torch.float64)
         # Where nothing happens between epochs, all of them are one native call.
         together = epochs if not (shuffle or on_epoch or rest) else 1
+        source = generator.device if generator else None
         for epoch in range(0, epochs, max(together, 1)):
-            order = torch.randperm(rows, generator=generator) if shuffle else None
+            order = torch.randperm(rows, generator=generator, device=source).to(x.device) if shuffle else None
             self._run_batches(x, y, order, size, together, losses[epoch : epoch + together, :whole])
             if rest:
                 tail = None if order is None else order[-rest:]
@@ -158,7 +164,7 @@ class TrainStep:
         """Whole batches of `size`, as many as `losses` (epochs, batches) has columns."""
         plan = self._plan(x[:size], y[:size])
         try:
-            plan.native.run(x, y, order, losses.shape[1], epochs, losses)
+            plan.run(x, y, order, losses.shape[1], epochs, losses)
         finally:  # a bad label or Ctrl-C may end a run whose first steps were made
             if plan.native.has_stepped():
                 self._ran(plan)
@@ -168,8 +174,10 @@ def _no_plan(x: Tensor, y: Tensor) -> None:
     return None
 
 
-def _step_and_show(plan: Plan, x: Tensor, y: Tensor) -> Tensor | None:
-    loss = plan.step(x, y)
+def _step_and_show(
+    plan: Plan, step: Callable[[Tensor, Tensor], Tensor | None], x: Tensor, y: Tensor
+) -> Tensor | None:
+    loss = step(x, y)
     if loss is not None:
         plan.show_grads()
     return loss

@@ -63,9 +63,10 @@ def algorithm_of(optimizer: torch.optim.Optimizer) -> Algorithm:
             f"minidl.TrainStep: the optimizer {name} has step hooks, which a plan cannot call. {EAGERLY}"
         )
     for group in optimizer.param_groups:
-        for option in ("differentiable", "capturable"):
-            if group.get(option):
-                raise UnsupportedError(f"minidl.TrainStep: a plan has no {option}=True. {EAGERLY}")
+        if group.get("differentiable"):
+            raise UnsupportedError(f"minidl.TrainStep: a plan has no differentiable=True. {EAGERLY}")
+        if group.get("capturable") and not all(p.is_cuda for p in group["params"]):
+            raise UnsupportedError(f"minidl.TrainStep: capturable=True is for parameters on a GPU. {EAGERLY}")
     return ALGORITHMS[type(optimizer)]
 
 
@@ -105,5 +106,8 @@ def rows(
                 tensor, first = torch.empty_like(p), True
                 pending.append((p, name, tensor))
             found.append(tensor)
-        result.append((p, grads[p], found, state["step"] if algorithm.counts else None, first))
+        step = state["step"] if algorithm.counts else None
+        if step is not None and step.is_cuda and step.dtype != torch.float32:
+            raise UnsupportedError(f"minidl.TrainStep: a step of {step.dtype} on a GPU. {EAGERLY}")
+        result.append((p, grads[p], found, step, first))
     return result

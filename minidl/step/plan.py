@@ -15,6 +15,7 @@ import minidl.step.lower_products  # noqa: F401 # registers its operators, as th
 from minidl import _C
 from minidl.step import memory, optimizers
 from minidl.step.capture import EAGERLY, Captured, UnsupportedError, capture, unsupported
+from minidl.step.device import Graphed, Looped, steps_on
 from minidl.step.lower import Lowering, UnloweredError
 from minidl.step.values import Address, Value
 
@@ -25,12 +26,24 @@ CHECKS = ("check_target", "check_unit_interval")  # what is planned like a kerne
 @dataclass
 class Plan:
     native: Any
-    step: Callable[[Tensor, Tensor], Tensor | None]  # None where x or y is not what was planned for
     watched: tuple[Any, list[torch.nn.Module]]
     grads: list[tuple[Tensor, Tensor]]  # with keep_grads: each parameter, and where its gradient is left
     pending: list[tuple[Any, str, Tensor]] = field(
         default_factory=list
     )  # state that the first step will fill
+    on_device: Graphed | Looped | None = None  # what runs it on a GPU
+
+    def step_function(self) -> Callable[[Tensor, Tensor], Tensor | None]:
+        """From x and y to the loss of a step; None where they are not what was planned for."""
+        step: Callable[[Tensor, Tensor], Tensor | None]
+        step = self.on_device.step if self.on_device else self.native.step_function()
+        return step
+
+    def run(
+        self, x: Tensor, y: Tensor, order: Tensor | None, count: int, epochs: int, losses: Tensor
+    ) -> None:
+        """`count` batches of the rows of x and y, in that order, `epochs` times; their losses go to `losses`."""
+        (self.on_device or self.native).run(x, y, order, count, epochs, losses)
 
     def install_state(self) -> bool:
         """Hand the state that the first step has filled over to the optimizer; whether there was any."""
@@ -65,7 +78,7 @@ def make_plan(
     """Capture, lower, lay out memory, and hand all of it to the native side. Nothing of the model changes."""
     kernel = optimizers.algorithm_of(optimizer).kernel
     _check_hooks(model, loss)
-    dtype = _check_model(model, x)
+    dtype = _check_model(model, x, y)
     updated = [q for group in optimizer.param_groups for q in group["params"]]
     captured = capture(model, loss, x, y, updated)
     try:
@@ -92,14 +105,20 @@ def _check_hooks(*parts: Any) -> None:
                 raise UnsupportedError(f"minidl.TrainStep: {where}. {EAGERLY}")
 
 
-def _check_model(model: torch.nn.Module, x: Tensor) -> torch.dtype:
+def _check_model(model: torch.nn.Module, x: Tensor, y: Tensor) -> torch.dtype:
     """The dtype of the arithmetic."""
     dtypes = {p.dtype for p in model.parameters()}
-    devices = {p.device.type for p in model.parameters()} | {x.device.type}
-    if devices != {"cpu"}:
-        raise UnsupportedError(
-            f"minidl.TrainStep: plans are for the CPU, but the tensors are on {sorted(devices)}. {EAGERLY}"
+    devices = sorted({str(t.device) for t in (*model.parameters(), *model.buffers(), x, y)})
+    if len(devices) > 1:
+        raise RuntimeError(
+            f"minidl.TrainStep: expected all tensors to be on the same device, but found {devices}"
         )
+    if x.device.type not in ("cpu", "cuda"):
+        raise UnsupportedError(
+            f"minidl.TrainStep: plans are for CPU and CUDA, but the tensors are on {x.device}. {EAGERLY}"
+        )
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        raise UnsupportedError(f"minidl.TrainStep: a plan does not know torch.autocast. {EAGERLY}")
     if len(dtypes) != 1 or not dtypes <= {*DTYPES}:
         names = sorted(str(d) for d in dtypes)
         raise UnsupportedError(
@@ -130,7 +149,8 @@ def _build(
     ends = [loss_value.address, *(v.address for v in gradients.values())]
     p.lifetimes(ends, p.drawn)
     offsets, size = memory.offsets(p.slots)
-    native = _C.TrainingPlan(dtype, offsets, size)
+    x, y = captured.inputs[-2:]
+    native = _C.TrainingPlan(dtype, x.device, offsets, size)
     for name, arguments in p.calls:
         getattr(native, name)(*arguments) if name in CHECKS else native.call(name, *arguments)
     native.begin_commit()
@@ -139,9 +159,7 @@ def _build(
     _bind(native, p, captured, inputs, loss_value)
     for tensor, slot in kept.values():
         native.bind(slot, tensor, True)
-    plan = Plan(
-        native, native.step_function(), (optimizer, modules), [(q, tensor) for q, (tensor, _) in kept.items()]
-    )
+    plan = Plan(native, (optimizer, modules), [(q, tensor) for q, (tensor, _) in kept.items()])
     optimizers.make_state(optimizer, list(gradients))
     slots = {q: v.address.slot for q, v in gradients.items()}
     for group in optimizer.param_groups:
@@ -150,6 +168,7 @@ def _build(
             native.update(kernel, group, rows)
     native.finish()
     native.watch(optimizer, modules)
+    plan.on_device = steps_on(native, x, y) if x.is_cuda else None
     return plan
 
 
@@ -194,7 +213,7 @@ def _bind(native: Any, p: Lowering, captured: Captured, inputs: dict[Any, Value]
         elif tensor.dtype == p.dtype:
             native.bind(value.address.slot, tensor, id(tensor) in trained or value.address in written)
     if p.one is not None:
-        native.bind(p.one.slot, torch.ones((), dtype=p.dtype), False)
+        native.bind(p.one.slot, torch.ones((), dtype=p.dtype, device=captured.inputs[-1].device), False)
     for slot in p.drawn:
         native.draw_into(slot)
     native.bind_batch(

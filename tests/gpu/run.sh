@@ -18,7 +18,7 @@ export PYTHONPATH="$site" MINIDL_OFFLINE=1
 cd tests/gpu # in the root, Python would import the source folder
 
 say "parity"
-"$python" -m pytest -q -c /dev/null --rootdir . -p no:cacheprovider test_cuda.py
+"$python" -m pytest -q -c /dev/null --rootdir . -p no:cacheprovider test_cuda.py test_train_step.py
 
 if [ "${1:-}" != quick ] && command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do

@@ -3,7 +3,7 @@
 import torch
 
 import minidl.functional as F
-from minidl import optim
+from minidl import TrainStep, nn, optim
 from minidl.nn import utils
 
 
@@ -51,6 +51,10 @@ def main() -> None:
         for kind in (optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW):
             kind([x, w, b], lr=0.01).step()
         optim.Adam([x, w, b], lr=torch.tensor(0.01, device="cuda"), capturable=True).step()
+    for width in (4, 400):  # the loop in one block, and a graph
+        model = nn.Sequential(nn.Linear(40, width), nn.ReLU(), nn.Linear(width, 5)).cuda()
+        step = TrainStep(model, nn.CrossEntropyLoss(), optim.Adam(model.parameters()))
+        step.fit(torch.randn(70, 40, device="cuda"), target[:70] % 5, epochs=2, batch_size=16)
     torch.cuda.synchronize()
     print("all kernels ran")
 

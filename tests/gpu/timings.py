@@ -18,9 +18,10 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as TF
+from torch import Tensor
 
 import minidl.functional as F
-from minidl import nn, optim
+from minidl import TrainStep, nn, optim
 
 Work = Callable[[], object]
 
@@ -237,10 +238,41 @@ def steps(report: Report) -> None:
     report.put("mnist step, both eager", 1.0, eager_microseconds(ours), eager)
 
 
+def planned_steps(report: Report) -> None:
+    """TrainStep beside a graph that is captured by hand: of the mnist lesson, and of xor, whose loop is one block's."""
+
+    def mnist(layers: ModuleType) -> tuple[torch.nn.Module, Tensor, Tensor]:
+        model = layers.Sequential(layers.Linear(784, 128), layers.ReLU(), layers.Linear(128, 10)).cuda()
+        return model, torch.randn(64, 784, device="cuda"), torch.randint(0, 10, (64,), device="cuda")
+
+    def xor(layers: ModuleType) -> tuple[torch.nn.Module, Tensor, Tensor]:
+        model = layers.Sequential(layers.Linear(2, 4), layers.ReLU(), layers.Linear(4, 1)).cuda()
+        return model, torch.rand(4, 2, device="cuda"), torch.rand(4, 1, device="cuda")
+
+    cases = (("mnist", mnist, "CrossEntropyLoss"), ("xor", xor, "BCEWithLogitsLoss"))
+    for name, make, loss_name in cases:
+        model, x, y = make(torch.nn)
+        loss, adam = getattr(torch.nn, loss_name)(), torch.optim.Adam(model.parameters(), capturable=True)
+
+        def by_hand(model=model, loss=loss, adam=adam, x=x, y=y) -> None:  # type: ignore[no-untyped-def]
+            adam.zero_grad(set_to_none=False)
+            loss(model(x), y).backward()
+            adam.step()
+
+        graph = captured(by_hand, 1)
+        model, x, y = make(nn)
+        step = TrainStep(model, getattr(nn, loss_name)(), optim.Adam(model.parameters()))
+        step(x, y)
+        theirs = eager_microseconds(graph.replay)
+        report.put(f"{name} TrainStep, torch's graph", 1.0, eager_microseconds(partial(step, x, y)), theirs)
+        fit = eager_microseconds(partial(step.fit, x, y, epochs=1000, shuffle=False), calls=1) / 1000
+        report.put(f"{name} TrainStep.fit, torch's graph", 1.0, fit, theirs)
+
+
 def main() -> None:
     report = Report()
     with precision("highest"):
-        for measure in (products, memory_bound, images, updates, steps):
+        for measure in (products, memory_bound, images, updates, steps, planned_steps):
             measure(report)
     found = report.rows
     device = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()

@@ -1,6 +1,7 @@
 // What only the CUDA table has: 16-bit types and tf32 (narrow.h); sizes that reach its own thresholds; targets
 // that nobody has checked.
 #pragma once
+#include "sim/check_block_loop.h"
 #include "sim/check_conv.h"
 #include "sim/check_dropout.h"
 #include "sim/check_norm.h"
@@ -234,6 +235,7 @@ void check_cuda(void (*run)(const char*, void (*)())) {
   if (cuda::kernels.f64.gemm) {
     run("softmax bad targets", check_bad_targets<double>);
     run("optimizer on the device", check_steps_on_device<double>);
+    run("block_loop", check_block_loops<double>);
   }
   run("matmul tf32", check_mma<float>);
   run("conv tf32", check_narrow_conv<float>);
@@ -242,6 +244,7 @@ void check_cuda(void (*run)(const char*, void (*)())) {
   run("norm extremes", check_norm_extremes);
   run("pool thresholds", check_pool_wide_index);
   run("optimizer on the device", check_steps_on_device<float>);
+  run("block_loop", check_block_loops<float>);
 }
 
 }  // namespace

@@ -87,7 +87,12 @@ void check_narrow(const char* kernel, const std::string& size, std::vector<int64
     for (const int64_t length : wide_outputs) w.push_back(wide.emplace_back(length).data());
     sim::set_order(orders[ranges > 1]);
     ranges_now = ranges, workspaces_now = error_now = 0;
-    run(k, Context{.error = &error_now, .allow_tf32 = tf32, .threads = ranges, .workspace = thread_workspace},
+    run(k,
+        Context{.error = &error_now,
+                .allow_tf32 = tf32,
+                .allow_conv_tf32 = tf32,
+                .threads = ranges,
+                .workspace = thread_workspace},
         n.data(), w.data(), U{});
     check_launches();
     return std::pair(std::move(narrow), std::move(wide));

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
@@ -150,6 +151,15 @@ BUGS = {
         "comparing",
         "divergence: 64 threads wait at a barrier",
     ),
+    "a barrier is missing between two calls of a loop in one block": Bug(
+        "block_loop.cu",
+        "run_call<T>(loop.calls[i]);\n      __syncthreads();",
+        "run_call<T>(loop.calls[i]);",
+        "block_loop",
+        "block_loop",
+        "tsan",
+        "ThreadSanitizer: data race",
+    ),
     "a lane stays away from a shuffle": Bug(
         "reduce.cuh",
         "    v = Op::combine(v, __shfl_xor_sync(full_mask, v, bits));",
@@ -181,6 +191,7 @@ class Simulator:
     cache: Path
     pool: ThreadPoolExecutor
     begun: dict[tuple, Future] = field(default_factory=dict)
+    linking: Lock = field(default_factory=Lock)
 
     def begin(self, job: Callable, *arguments: object) -> Future:
         """Begins a job, once."""
@@ -222,7 +233,8 @@ class Simulator:
     ) -> subprocess.CompletedProcess[str]:
         """Runs the program, with other objects for some sources."""
         found = {name: str(job.result()) for name, job in self.objects(build).items()} | (instead or {})
-        program = made(["g++", *FLAGS[build], *found.values()], self.cache / f"check-{digest(found)}")
+        with self.linking:  # two runs may want one program
+            program = made(["g++", *FLAGS[build], *found.values()], self.cache / f"check-{digest(found)}")
         command = [str(program), *map(str, arguments)]
         environment = ENVIRONMENT | {"TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:report_bugs={races}"}
         run = partial(
