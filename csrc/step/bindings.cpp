@@ -1,5 +1,3 @@
-// A call is planned by the name of the kernel and its arguments, in the order of kernels.def: structs as tuples,
-// pointers as None or (slot, offset in bytes), enumerations as numbers, activations as (name, alpha, beta).
 #include "step/bindings.h"
 
 #include <ATen/EmptyTensor.h>
@@ -7,163 +5,53 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "ops/activation.h"
 #include "optimizer_bindings.h"
-#include "step/training_plan.h"
+#include "step/plan_call.h"
 
 namespace py = pybind11;
 
 namespace minidl {
 namespace {
 
-// ---- arguments --------------------------------------------------------------------------------------------
+// A parameter group of the optimizer. To look up its options takes as long as a small step, so they are read again only
+// where one of them is another object than it was, or one that may change.
+struct Group {
+  std::string kind;
+  py::dict options;
+  std::vector<py::object> seen;  // the values, in order
+  bool may_change = false;
 
-template <class T>
-  requires(std::is_arithmetic_v<T>)
-void parse(py::handle h, T& value) {
-  value = h.cast<T>();
-}
-template <class T>
-  requires(std::is_enum_v<T>)
-void parse(py::handle h, T& value) {
-  value = static_cast<T>(h.cast<int64_t>());
-}
-template <class T>
-void parse(py::handle h, T*& pointer) {
-  if (h.is_none()) {
-    pointer = nullptr;
-    return;
-  }
-  const auto [slot, offset] = h.cast<std::pair<int64_t, int64_t>>();
-  pointer = address<T*>(slot, offset);
-}
-template <class T, size_t n>
-void parse(py::handle h, T (&array)[n]) {
-  const auto values = h.cast<py::sequence>();
-  for (size_t i = 0; i < n; ++i) parse(values[i], array[i]);
-}
-void parse(py::handle h, Activation& f) {
-  const auto [name, alpha, beta] = h.cast<std::tuple<std::string, double, double>>();
-  f = name == "none" ? Activation{} : parse_activation("TrainStep", name, alpha, beta);
-}
-
-void parse(py::handle h, PoolAxis& a);
-
-template <class... Fields>
-void parse_fields(py::handle h, Fields&... fields) {
-  const auto values = h.cast<py::sequence>();
-  TORCH_CHECK_VALUE(py::len(values) == sizeof...(fields), "TrainStep: ", py::len(values),
-                    " numbers for a struct of ", sizeof...(fields));
-  size_t i = 0;
-  (parse(values[i++], fields), ...);
-}
-template <class T>
-void parse(py::handle h, MatrixView<T>& v) {
-  parse_fields(h, v.data, v.row_stride, v.col_stride, v.batch_stride);
-}
-template <class T>
-void parse(py::handle h, ImageView<T>& v) {
-  parse_fields(h, v.data, v.image, v.channel, v.row, v.column, v.height, v.width);
-}
-template <class T>
-void parse(py::handle h, Epilogue<T>& e) {
-  parse_fields(h, e.bias, e.activation);
-}
-template <class T>
-void parse(py::handle h, NormAffine<T>& a) {
-  parse_fields(h, a.w, a.b, a.relu);
-}
-template <class T>
-void parse(py::handle h, ClassTarget<T>& t) {
-  parse_fields(h, t.index, t.probability, t.weight, t.ignore_index, t.label_smoothing);
-}
-void parse(py::handle h, LossParams& p) { parse_fields(h, p.kind, p.reduction, p.beta); }
-void parse(py::handle h, ClassShape& s) { parse_fields(h, s.outer, s.classes, s.inner); }
-void parse(py::handle h, ChannelShape& s) { parse_fields(h, s.outer, s.channels, s.inner); }
-void parse(py::handle h, ConvShape& s) {
-  parse_fields(h, s.n, s.groups, s.in_channels, s.out_channels, s.in, s.out, s.kernel, s.stride, s.padding,
-               s.dilation);
-}
-void parse(py::handle h, PoolAxis& a) {
-  parse_fields(h, a.in, a.out, a.kernel, a.stride, a.padding, a.dilation, a.adaptive);
-}
-void parse(py::handle h, PoolShape& s) { parse_fields(h, s.images, s.channels, s.h, s.w, s.channels_last); }
-void parse(py::handle h, PoolDivisor& d) { parse_fields(h, d.fixed, d.count_padding); }
-void parse(py::handle h, PoolPosition& p) { parse_fields(h, p.place, p.index); }
-void parse(py::handle h, DropoutShape& s) { parse_fields(h, s.images, s.channels, s.inner, s.channels_last); }
-void parse(py::handle h, DropoutParams& p) { parse_fields(h, p.state, p.threshold, p.scale); }
-void parse(py::handle h, CopyShape& s) { parse_fields(h, s.size, s.y_stride, s.x_stride); }
-
-// ---- calls ------------------------------------------------------------------------------------------------
-
-template <class A>
-concept Plannable = std::is_same_v<A, Context> || requires(py::handle h, A& a) { parse(h, a); };
-
-template <class T, class... P>
-void plan_call(Plan<T>& plan, void (*KernelsOf<T>::*kernel)(P...), const py::tuple& given) {
-  if constexpr ((Plannable<P> && ...)) {
-    TORCH_CHECK_VALUE(py::len(given) + 1 == sizeof...(P), "TrainStep: ", py::len(given), " arguments for ",
-                      sizeof...(P) - 1);
-    std::tuple<P...> planned;
+  bool is_as_seen() const {
+    if (may_change || seen.empty()) return false;
+    PyObject *key = nullptr, *value = nullptr;
+    Py_ssize_t at = 0;
     size_t i = 0;
-    std::apply(
-        [&]<class... A>(A&... a) {
-          const auto one = [&]<class B>(B& b) {
-            if constexpr (!std::is_same_v<B, Context>) parse(given[i++], b);
-          };
-          (one(a), ...);
-        },
-        planned);
-    std::apply([&](const auto&... a) { plan.call(kernel, a...); }, planned);
-  } else {
-    TORCH_CHECK_VALUE(false, "TrainStep: this kernel is not for plans");
+    while (PyDict_Next(options.ptr(), &at, &key, &value)) {
+      if (i == seen.size() || seen[i++].ptr() != value) return false;
+    }
+    return i == seen.size();
   }
-}
-
-template <class T>
-void plan_call(Plan<T>& plan, const std::string& name, const py::tuple& given) {
-#define KERNEL(kernel, ...) \
-  if (name == #kernel) return plan_call(plan, &KernelsOf<T>::kernel, given);
-#include "kernels.def"
-#undef KERNEL
-  TORCH_CHECK_VALUE(false, "TrainStep: no kernel ", name);
-}
-
-// Calls f(TrainingPlanOf<T>&) with the plan's T.
-template <class F>
-void of_dtype(TrainingPlan& plan, F f) {
-  if (plan.dtype() == at::kFloat) {
-    f(static_cast<TrainingPlanOf<float>&>(plan));
-  } else {
-    f(static_cast<TrainingPlanOf<double>&>(plan));
+  void see() {
+    seen.clear(), may_change = false;
+    for (const auto& [key, value] : options) {
+      may_change = may_change || !(is_constant(value) || py::str(key).equal(py::str("params")));
+      seen.push_back(py::reinterpret_borrow<py::object>(value));
+    }
   }
-}
-
-void call(TrainingPlan& plan, const std::string& name, const py::args& given) {
-  of_dtype(plan, [&]<class T>(TrainingPlanOf<T>& p) { plan_call<T>(p.planned(), name, given); });
-}
-
-void check_target(TrainingPlan& plan, py::handle target, int64_t n, int64_t classes, int64_t ignore_index) {
-  const int64_t* t;
-  parse(target, t);
-  of_dtype(plan, [&](auto& p) { p.planned().check_target(t, n, classes, ignore_index); });
-}
-
-void check_unit_interval(TrainingPlan& plan, py::handle x, int64_t n, bool is_target) {
-  of_dtype(plan, [&]<class T>(TrainingPlanOf<T>& p) {
-    const T* at;
-    parse(x, at);
-    p.planned().check_unit_interval(at, n, is_target);
-  });
-}
-
-// ---- running ----------------------------------------------------------------------------------------------
+  static bool is_constant(py::handle x) {
+    if (PyTuple_CheckExact(x.ptr())) {
+      const auto items = py::reinterpret_borrow<py::tuple>(x);
+      return std::all_of(items.begin(), items.end(), [](py::handle item) { return is_constant(item); });
+    }
+    return x.is_none() || PyFloat_CheckExact(x.ptr()) || PyLong_CheckExact(x.ptr()) || PyBool_Check(x.ptr());
+  }
+};
 
 // A plan with what it depends on in Python: the optimizer's groups and state, and the modes of the modules.
 struct Step {
   std::unique_ptr<TrainingPlan> plan;
   int64_t work;  // roughly: elements that are read and written
-  std::vector<std::pair<std::string, py::dict>> groups;
+  std::vector<Group> groups;
   py::dict optimizer;  // its attributes
   py::object state, param_groups;
   Py_ssize_t states = 0, group_count = 0;
@@ -187,46 +75,55 @@ struct Step {
     static PyObject* const names[] = {PyUnicode_InternFromString("state"),
                                       PyUnicode_InternFromString("param_groups"),
                                       PyUnicode_InternFromString("training")};
-    if (PyDict_GetItem(optimizer.ptr(), names[0]) != state.ptr() ||
-        PyDict_GetItem(optimizer.ptr(), names[1]) != param_groups.ptr() ||
+    if (PyDict_GetItemWithError(optimizer.ptr(), names[0]) != state.ptr() ||
+        PyDict_GetItemWithError(optimizer.ptr(), names[1]) != param_groups.ptr() ||
         PyDict_Size(state.ptr()) != states || PyList_Size(param_groups.ptr()) != group_count) {
       return false;
     }
-    return has_wanted_state() && std::all_of(modes.begin(), modes.end(), [](const auto& mode) {
-             return PyDict_GetItem(mode.first.ptr(), names[2]) == (mode.second ? Py_True : Py_False);
-           });
+    return std::all_of(modes.begin(), modes.end(), [](const auto& mode) {
+      return PyDict_GetItemWithError(mode.first.ptr(), names[2]) == (mode.second ? Py_True : Py_False);
+    });
   }
 
-  // Options decide what state there is: a momentum that was 0 when the plan was made, say.
+  // Whether the options ask for the state that was planned for: a momentum may have been 0 then, say.
+  bool has_wanted_state(size_t group) const {
+    const auto& planned = plan->updates[group].rows[0].state;
+    const auto wanted = optimizer_state_wanted(groups[group].kind, groups[group].options);
+    return std::equal(wanted.begin(), wanted.end(), planned.begin(),
+                      [](bool want, const at::Tensor& state) { return want == state.defined(); });
+  }
   bool has_wanted_state() const {
     for (size_t i = 0; i < groups.size(); ++i) {
-      const auto& state_of_row = plan->updates[i].rows[0].state;
-      const auto wanted = optimizer_state_wanted(groups[i].first, groups[i].second);
-      for (size_t k = 0; k < wanted.size(); ++k) {
-        if (wanted[k] != state_of_row[k].defined()) return false;
-      }
+      if (!has_wanted_state(i)) return false;
     }
     return true;
   }
 
-  void read_options() {
+  // False, with nothing read, where they ask for other state.
+  bool read_options() {
     for (size_t i = 0; i < groups.size(); ++i) {
+      Group& group = groups[i];
+      if (group.is_as_seen()) continue;
+      if (!has_wanted_state(i)) return false;
       Update& u = plan->updates[i];
-      u.options = read_optimizer_options(groups[i].first, groups[i].second, &u.rate);
+      u.options = read_optimizer_options(group.kind, group.options, &u.rate);
+      group.see();
     }
+    return true;
   }
 };
 
 // f() while nobody else runs the plan, with the options of now, without the GIL where that is worth its while;
-// what stops a run, as the error that the eager operators raise.
+// what stops a run, as the error that the eager operators raise. False, and no f(), where the options ask for other state
+// than was planned for.
 template <class F>
-void run(Step& step, bool release, F f) {
+bool run(Step& step, bool release, F f) {
   std::unique_lock lock(step.plan->mutex, std::try_to_lock);
   if (!lock) {  // whoever runs the plan may need the GIL to end
     const py::gil_scoped_release no_gil;
     lock.lock();
   }
-  step.read_options();
+  if (!step.read_options()) return false;
   std::optional<py::gil_scoped_release> no_gil;
   if (release) no_gil.emplace();
   try {
@@ -237,6 +134,13 @@ void run(Step& step, bool release, F f) {
     TORCH_CHECK(false, "minidl::TrainStep: bce: all elements of ", bad.is_target ? "target" : "input",
                 " should be between 0 and 1");
   }
+  return true;
+}
+
+// Likewise, where the caller has looked whether the plan fits.
+template <class F>
+void run_planned(Step& step, F f) {
+  TORCH_CHECK_VALUE(run(step, true, f), "minidl.TrainStep: the options changed while the plan ran");
 }
 
 // A 0-d tensor that is nobody else's.
@@ -258,8 +162,8 @@ py::object step(Step& s, py::handle x, py::handle y) {
   constexpr int64_t worth_releasing = 20000;
   py::object loss = fresh_loss(s);
   const at::Tensor& tensor = THPVariable_Unpack(loss.ptr());
-  run(s, s.work > worth_releasing, [&] { s.plan->step(x_tensor, y_tensor, tensor); });
-  return loss;
+  const bool ran = run(s, s.work > worth_releasing, [&] { s.plan->step(x_tensor, y_tensor, tensor); });
+  return ran ? loss : py::none();
 }
 
 // step as a function of x and y that Python calls in the quickest way there is.
@@ -302,7 +206,7 @@ void run_batches(Step& s, const at::Tensor& x, const at::Tensor& y, const std::o
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };
-  run(s, true, [&] { s.plan->run({x, y, order, count}, epochs, losses.mutable_data_ptr<double>(), poll); });
+  run_planned(s, [&] { s.plan->run({x, y, order, count}, epochs, losses.mutable_data_ptr<double>(), poll); });
 }
 
 // Where the first step of `losses` is step `first` of all.
@@ -313,7 +217,7 @@ void run_block(Step& s, const at::Tensor& x, const at::Tensor& y, const std::opt
                         losses.is_contiguous() && losses.scalar_type() == s.plan->dtype() &&
                         losses.device() == x.device() && (!order || order->device() == x.device()),
                     "minidl.TrainStep: the data is not what was planned for");
-  run(s, true, [&] { s.plan->run_block({x, y, order, count}, first, losses, batch_x, batch_y); });
+  run_planned(s, [&] { s.plan->run_block({x, y, order, count}, first, losses, batch_x, batch_y); });
 }
 
 // In one call, so that no signal comes between the step and its account.
@@ -339,12 +243,12 @@ void bind_training_plan(py::module_& m) {
              return step;
            }),
            py::arg("dtype"), py::arg("device"), py::arg("offsets"), py::arg("bytes"))
-      .def("call",
-           [](Step& s, const std::string& name, const py::args& given) { call(*s.plan, name, given); })
+      .def("call", [](Step& s, const std::string& name,
+                      const py::args& given) { plan_kernel_call(*s.plan, name, given); })
       .def("check_target", [](Step& s, py::handle target, int64_t n, int64_t classes,
-                              int64_t ignore) { check_target(*s.plan, target, n, classes, ignore); })
+                              int64_t ignore) { plan_target_check(*s.plan, target, n, classes, ignore); })
       .def("check_unit_interval", [](Step& s, py::handle x, int64_t n,
-                                     bool is_target) { check_unit_interval(*s.plan, x, n, is_target); })
+                                     bool is_target) { plan_interval_check(*s.plan, x, n, is_target); })
       .def("bind", [](Step& s, int64_t slot, at::Tensor tensor,
                       bool written) { s.plan->bind(slot, std::move(tensor), written); })
       .def("bind_batch", [](Step& s, int64_t x_slot, const at::Tensor& x, int64_t y_slot, const at::Tensor& y,
@@ -367,23 +271,25 @@ void bind_training_plan(py::module_& m) {
                u.rows.push_back(std::move(r));
              }
              s.plan->updates.push_back(std::move(u));
-             s.groups.emplace_back(std::move(kind), std::move(group));
+             s.groups.push_back({std::move(kind), std::move(group), {}});
            })
       .def("finish", [](Step& s) { s.plan->finish(); })
       .def("has_stepped", [](const Step& s) { return s.plan->has_stepped(); })
       .def("dtype", [](const Step& s) { return s.plan->dtype(); })
       .def("watch", &Step::watch)
-      .def("fits", [](const Step& s, const at::Tensor& x,
-                      const at::Tensor& y) { return s.is_current() && s.plan->fits(x, y); })
+      .def("fits",
+           [](const Step& s, const at::Tensor& x, const at::Tensor& y) {
+             return s.is_current() && s.has_wanted_state() && s.plan->fits(x, y);
+           })
       .def("step_function", step_function)
       .def("run", torch::wrap_pybind_function(run_batches))
       .def("step", torch::wrap_pybind_function(
                        [](Step& s, const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss) {
-                         run(s, true, [&] { s.plan->step(x, y, loss); });
+                         run_planned(s, [&] { s.plan->step(x, y, loss); });
                        }))
       .def("prepare", torch::wrap_pybind_function([](Step& s) {
              bool changed = false;
-             run(s, true, [&] { changed = s.plan->prepare(); });
+             run_planned(s, [&] { changed = s.plan->prepare(); });
              return changed;
            }))
       .def("enqueue",

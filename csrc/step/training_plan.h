@@ -24,7 +24,7 @@ struct Update {
     bool first;       // as OptimizerTensor
   };
   OptimizerOptions options = no_options;  // read anew before each run
-  std::optional<at::Tensor> rate;                                  // likewise
+  std::optional<at::Tensor> rate;         // likewise
   std::vector<Row> rows;
 };
 
