@@ -23,8 +23,8 @@ constexpr auto patience = microseconds(200);  // how long a helper spins without
 constexpr auto interruption =
     microseconds(400);  // a pause this long, where none was asked for, is the scheduler's
 constexpr auto rests =
-    std::pair(microseconds(5'000), microseconds(640'000));  // how long nobody is asked to help
-                                                            // after one: ever longer, up to
+    std::pair(microseconds(10'000), microseconds(1'280'000));  // how long nobody is asked to help
+                                                               // after one: ever longer, up to
 constexpr auto settling = microseconds(3'000);  // a new helper may begin on its caller's core, and then moves
 constexpr int looks = 64;                       // spins between two looks at the clock
 
@@ -94,7 +94,7 @@ class Team : public std::enable_shared_from_this<Team> {
 
   void rest() {
     const auto now = Clock::now();
-    const bool again = now - resting_until_ < std::max(4 * rest_, microseconds(50'000));
+    const bool again = now - resting_until_ < std::max(8 * rest_, microseconds(100'000));
     rest_ = again ? std::min(2 * rest_, rests.second) : std::max(rest_ / 2, rests.first);
     resting_until_ = now + rest_;
   }
