@@ -16,7 +16,10 @@ from statistics import geometric_mean
 
 from .harness import Row
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+BENCH, STEPS = (
+    "bench",
+    "train-step",
+)  # the README's sections, between <!-- NAME:begin --> and <!-- NAME:end -->
 TABLE = "table.md"
 CONVERT = {"int": int, "float": float, "str": str}
 
@@ -191,12 +194,40 @@ def section(rows: Sequence[Row], pictures: Sequence[str], link: str) -> str:
     return "\n\n".join(parts)
 
 
-def replace_section(text: str, body: str) -> str:
-    """`text` with `body` between the markers; replacing twice is replacing once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"one {BEGIN} and one {END} after it are needed")
-    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{body}\n{END}", text)
+STEP_RIVALS = {"torch": "torch", "fused": "torch, fused", "compiled": "torch.compile", "eager": "minidl"}
+
+
+def step_table(rows: Iterable[Row]) -> str:
+    """Microseconds of a training step on one thread, and how often the best of torch's ways would fit TrainStep in."""
+    times: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
+    for r in rows:
+        if r.stem != "train_step" or r.threads != 1 or r.refused:
+            continue
+        batch, _, loop = r.shape.partition(", ")
+        steps = int(loop.split()[0]) if loop else 1
+        of_row = times[r.op, batch.partition("x")[0], r.mode]
+        of_row[r.rival], of_row["ours"] = r.rival_us / steps, r.ours_us / steps
+        if r.rival != "eager":
+            of_row["best"] = min(of_row.get("best", math.inf), r.ratio)
+    lines = [
+        f"| model | batch | {' | '.join(STEP_RIVALS.values())} | TrainStep | against the best of torch |",
+        f"|---|--:|{'--:|' * (len(STEP_RIVALS) + 2)}",
+    ]
+    for (model, batch, mode), of_row in times.items():
+        name = model + (", by `fit`" if mode == "fit" else "")
+        cells = [digits(of_row[rival]) if rival in of_row else "" for rival in STEP_RIVALS]
+        best = f"{of_row['best']:.0f}" if of_row["best"] >= 10 else f"{of_row['best']:.1f}"
+        lines.append(f"| {name} | {batch} | {' | '.join(cells)} | **{digits(of_row['ours'])}** | {best}x |")
+    return "\n".join(lines)
+
+
+def replace_section(text: str, body: str, name: str = BENCH) -> str:
+    """`text` with `body` between the markers of that name; replacing twice is replacing once."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"one {begin} and one {end} after it are needed")
+    pattern = re.compile(re.escape(begin) + ".*" + re.escape(end), re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{body}\n{end}", text)
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -215,8 +246,10 @@ def publish(out: Path, readme: Path | None = None) -> None:
         pictures = draw(rows, out)
     if readme:
         link = Path(os.path.relpath(out, readme.parent)).as_posix()
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(replace_section(text, section(rows, pictures, link)), encoding="utf-8")
+        text = replace_section(readme.read_text(encoding="utf-8"), section(rows, pictures, link))
+        if any(r.stem == "train_step" for r in rows):
+            text = replace_section(text, step_table(rows), STEPS)
+        readme.write_text(text, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,8 @@ from bench_rows import row
 from minidl.benchmarks import report
 from minidl.benchmarks.harness import Row
 
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
 
 def test_csv_round_trip(tmp_path: Path) -> None:
     rows = [
@@ -60,14 +62,14 @@ def test_the_table_says_which_bar_is_missed_and_why_a_row_loses() -> None:
 
 def test_readme_section_is_replaced_and_replacing_again_changes_nothing(tmp_path: Path) -> None:
     readme, out = tmp_path / "README.md", tmp_path / "bench"
-    readme.write_text(f"# before\n{report.BEGIN}\nold\n{report.END}\nafter \\1\n", encoding="utf-8")
+    readme.write_text(f"# before\n{BEGIN}\nold\n{END}\nafter \\1\n", encoding="utf-8")
     report.write_csvs([row(op=r"re\1lu", ratio=0.5, bar=0.9), row(bar=0.9)], out)
     report.main(["--out", str(out), "--readme", str(readme)])
     once = readme.read_text(encoding="utf-8")
     report.main(["--out", str(out), "--readme", str(readme)])
     assert readme.read_text(encoding="utf-8") == once
-    assert once.startswith(f"# before\n{report.BEGIN}\n")
-    assert once.endswith(f"{report.END}\nafter \\1\n")
+    assert once.startswith(f"# before\n{BEGIN}\n")
+    assert once.endswith(f"{END}\nafter \\1\n")
     assert "old" not in once
     assert "a processor, SCALAR, 1 thread(s), torch 2.0, 2001-02-03" in once
     assert r"re\1lu" in once
@@ -77,7 +79,25 @@ def test_readme_section_is_replaced_and_replacing_again_changes_nothing(tmp_path
     assert str(tmp_path) not in once + (out / report.TABLE).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("text", ["", report.BEGIN, report.END + report.BEGIN, report.BEGIN * 2 + report.END])
+def test_the_table_of_training_steps() -> None:
+    """A line a model and mode, times of a single step, one thread, against the best of torch's own ways."""
+    step = partial(row, stem="train_step", op="xor", shape="4x2", ours_us=2.0)
+    fit = partial(row, stem="train_step", op="xor", shape="4x2, 1000 steps", mode="fit", ours_us=500.0)
+    rows = [
+        step(rival="eager", rival_us=150.0, ratio=75.0),
+        step(rival="torch", rival_us=700.0, ratio=350.0),
+        step(rival="fused", rival_us=500.0, ratio=250.4),
+        step(rival="torch", rival_us=1.0, ratio=0.5, threads=2),
+        fit(rival="torch", rival_us=600_000.0, ratio=9.24),
+        row(),
+    ]
+    assert report.step_table(rows).splitlines()[2:] == [
+        "| xor | 4 | 700 | 500 |  | 150 | **2.00** | 250x |",
+        "| xor, by `fit` | 4 | 600 |  |  |  | **0.500** | 9.2x |",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, BEGIN * 2 + END])
 def test_a_readme_without_its_markers_is_left_alone(text: str) -> None:
     with pytest.raises(ValueError, match="needed"):
         report.replace_section(text, "new")

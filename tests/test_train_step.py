@@ -10,6 +10,7 @@ from train_steps import MODELS, OPTIMIZERS, assert_same_state, eager, pair
 
 import minidl
 from minidl import nn, optim
+from minidl.step import plan
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -111,6 +112,46 @@ def test_loaded_and_cleared_state(optimizer):
     assert_same_state(ours.state_dict(), theirs.state_dict())
     ours.add_param_group({"params": [torch.nn.Parameter(x[:1].clone())], "lr": 0.3})
     torch.testing.assert_close(step(x, y), eager(twin, loss, theirs, x, y))
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "rmsprop", "adamw"])
+@pytest.mark.parametrize("name", [*MODELS])
+def test_gradients_that_are_made_with_the_update(name, optimizer, monkeypatch):
+    """As those of large matrices are, which the models here have none of."""
+    monkeypatch.setattr(plan, "LEAST_BY_ROWS", 1)
+    model, ours, twin, theirs, loss, x, y = pair(name, optimizer)
+    step = minidl.TrainStep(model, loss, ours)
+    for i in range(3):
+        torch.manual_seed(i)
+        value = step(x, y)
+        torch.manual_seed(i)
+        torch.testing.assert_close(value, eager(twin, loss, theirs, x, y))
+    assert_same_state(model.state_dict(), twin.state_dict())
+    assert_same_state(ours.state_dict(), theirs.state_dict())
+
+
+class Hyper(torch.nn.Module):
+    """A layer whose input is a parameter: its gradient must be made before that is updated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = torch.nn.Parameter(torch.randn(4, 300))
+        self.layer = nn.Linear(300, 70)
+
+    def forward(self, x):
+        return self.layer(self.code) + x
+
+
+def test_a_gradient_of_a_parameter_and_a_parameter():
+    torch.manual_seed(0)
+    model = Hyper().double()
+    twin = copy.deepcopy(model)
+    x, y, loss = torch.randn(4, 70).double(), torch.randn(4, 70).double(), nn.MSELoss()
+    ours, theirs = (optim.SGD(m.parameters(), lr=10) for m in (model, twin))
+    step = minidl.TrainStep(model, loss, ours)
+    for _ in range(3):
+        torch.testing.assert_close(step(x, y), eager(twin, loss, theirs, x, y))
+    assert_same_state(model.state_dict(), twin.state_dict())
 
 
 def test_options_that_ask_for_other_state():

@@ -256,6 +256,7 @@ void bind_training_plan(py::module_& m) {
       .def("draw_into", [](Step& s, int64_t slot) { s.plan->draw_into(slot); })
       .def("count", [](Step& s, at::Tensor counter) { s.plan->count(std::move(counter)); })
       .def("begin_commit", [](Step& s) { s.plan->begin_commit(); })
+      .def("begin_products", [](Step& s) { s.plan->begin_products(); })
       .def("update",
            [](Step& s, std::string kind, py::dict group, const std::vector<py::tuple>& rows) {
              Update u;
@@ -265,7 +266,8 @@ void bind_training_plan(py::module_& m) {
                              row[1].cast<int64_t>(),
                              {},
                              row[3].cast<std::optional<at::Tensor>>().value_or(at::Tensor()),
-                             row[4].cast<bool>()};
+                             row[4].cast<bool>(),
+                             row[5].cast<int64_t>()};
                for (size_t i = 0; i < r.state.size(); ++i) r.state[i] = state[i].value_or(at::Tensor());
                s.work += r.param.numel();
                u.rows.push_back(std::move(r));

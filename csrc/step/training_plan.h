@@ -22,6 +22,9 @@ struct Update {
     std::array<at::Tensor, 3> state;
     at::Tensor step;  // what counts the updates, where the optimizer does
     bool first;       // as OptimizerTensor
+    // The number of the product that is its gradient, where that is made row by row with the update; else -1. Such rows
+    // come last.
+    int64_t product;
   };
   OptimizerOptions options = no_options;  // read anew before each run
   std::optional<at::Tensor> rate;         // likewise
@@ -53,6 +56,8 @@ class TrainingPlan {
   void count(at::Tensor counter) { counters_.push_back(std::move(counter)); }  // + 1 after each step
   // Calls from here on are made once nothing can go wrong any more, and before the update.
   virtual void begin_commit() = 0;
+  // Calls from here on are products that updates refer to, from 0 on.
+  virtual void begin_products() = 0;
   std::vector<Update> updates;
   // Planned; nothing is bound, counted or updated from here on.
   void finish();
@@ -153,8 +158,9 @@ template <class T>
 class TrainingPlanOf final : public TrainingPlan {
  public:
   using TrainingPlan::TrainingPlan;
-  Plan<T>& planned() { return committing_ ? commit_ : plan_; }
-  void begin_commit() override { committing_ = true; }
+  Plan<T>& planned() { return *planned_; }
+  void begin_commit() override { planned_ = &commit_; }
+  void begin_products() override { planned_ = &products_; }
   bool fits_block() const override;
 
  private:
@@ -173,10 +179,12 @@ class TrainingPlanOf final : public TrainingPlan {
   void run_step() override;
   double loss() const override;
   void launch_block(const Batches& batches, int64_t first, const at::Tensor& losses) override;
-  void update(Update& u, Resolved& r, const KernelsOf<T>& k, const Context& ctx);
+  // products: those that updates refer to, with the addresses of the step.
+  void update(Update& u, Resolved& r, const std::vector<BlockCall<T>>& products, const KernelsOf<T>& k,
+              const Context& ctx);
 
-  Plan<T> plan_, commit_;
-  bool committing_ = false;
+  Plan<T> plan_, commit_, products_;
+  Plan<T>* planned_ = &plan_;
   std::vector<Resolved> resolved_;
 };
 

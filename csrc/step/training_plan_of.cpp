@@ -4,6 +4,7 @@
 
 #include "cuda/backend.h"
 #include "dispatch.h"
+#include "parallel.h"
 #include "step/training_plan.h"
 
 namespace minidl {
@@ -61,8 +62,54 @@ void TrainingPlanOf<T>::resolve_updates() {
   }
 }
 
+namespace {
+
 template <class T>
-void TrainingPlanOf<T>::update(Update& u, Resolved& r, const KernelsOf<T>& k, const Context& ctx) {
+void apply(const OptimizerOptions& options, OptimizerTensor<T>* rows, int64_t count, const KernelsOf<T>& k,
+           const Context& ctx) {
+  if (const auto* adam = std::get_if<AdamParams>(&options)) return k.adam_step(rows, count, *adam, ctx);
+  if (const auto* rmsprop = std::get_if<RmspropParams>(&options)) {
+    return k.rmsprop_step(rows, count, *rmsprop, ctx);
+  }
+  k.sgd_step(rows, count, std::get<SgdParams>(options), ctx);
+}
+
+// A matrix's gradient, a product, and its update, some rows at a time: the gradient of those is still in the cache when
+// it is read, and of a large matrix it is never written to memory.
+template <class T, class Gemm>
+void apply_by_rows(const OptimizerOptions& options, const OptimizerTensor<T>& whole, const Gemm& gemm,
+                   const KernelsOf<T>& k, const Context& ctx) {
+  constexpr int64_t most_rows = 24;
+  const auto& c = std::get<0>(gemm);
+  const auto& a = std::get<3>(gemm);
+  const auto& b = std::get<4>(gemm);
+  const int64_t m = std::get<6>(gemm), n = std::get<7>(gemm), depth = std::get<8>(gemm);
+  parallel_for(m, (m + ctx.threads - 1) / ctx.threads, [&](int64_t begin, int64_t end) {
+    Context serial = ctx;
+    serial.threads = 1;
+    const int64_t parts = (end - begin + most_rows - 1) / most_rows;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t from = begin + (end - begin) * part / parts,
+                    to = begin + (end - begin) * (part + 1) / parts;
+      MatrixView<T> rows_of_a = a;
+      rows_of_a.data += from * a.row_stride;
+      T* g = c + begin * n;  // the same for each part
+      k.gemm(g, n, 0, rows_of_a, b, 1, to - from, n, depth, {}, serial);
+      OptimizerTensor<T> rows = whole;
+      rows.p += from * n, rows.g = g, rows.n = (to - from) * n;
+      for (T*& state : rows.state) {
+        if (state) state += from * n;
+      }
+      apply(options, &rows, 1, k, serial);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void TrainingPlanOf<T>::update(Update& u, Resolved& r, const std::vector<BlockCall<T>>& products,
+                               const KernelsOf<T>& k, const Context& ctx) {
   const auto* adam = std::get_if<AdamParams>(&u.options);
   for (size_t i = 0; i < r.rows.size(); ++i) {
     double step = 0;
@@ -76,12 +123,14 @@ void TrainingPlanOf<T>::update(Update& u, Resolved& r, const KernelsOf<T>& k, co
     r.rows[i].correction1 = r.corrections.correction1;
     r.rows[i].correction2 = r.corrections.correction2;
   }
-  const auto count = static_cast<int64_t>(r.rows.size());
-  if (adam) return k.adam_step(r.rows.data(), count, *adam, ctx);
-  if (const auto* rmsprop = std::get_if<RmspropParams>(&u.options)) {
-    return k.rmsprop_step(r.rows.data(), count, *rmsprop, ctx);
+  size_t there = 0;
+  while (there < u.rows.size() && u.rows[there].product < 0) ++there;
+  apply(u.options, r.rows.data(), static_cast<int64_t>(there), k, ctx);
+  for (size_t i = there; i < u.rows.size(); ++i) {
+    const auto& product = products[static_cast<size_t>(u.rows[i].product)];
+    apply_by_rows(u.options, r.rows[i], std::get<static_cast<size_t>(BlockKernel::gemm)>(product), k, ctx);
   }
-  k.sgd_step(r.rows.data(), count, std::get<SgdParams>(u.options), ctx);
+  if (!std::holds_alternative<SgdParams>(u.options)) return;
   for (size_t i = 0; i < r.rows.size(); ++i) u.rows[i].first = r.rows[i].first = false;
 }
 
@@ -98,7 +147,9 @@ void TrainingPlanOf<T>::run_step() {
   }
   plan_.run(*k, slots_.data(), ctx);
   commit_.run(*k, slots_.data(), ctx);
-  for (size_t i = 0; i < updates.size(); ++i) update(updates[i], resolved_[i], *k, ctx);
+  std::vector<BlockCall<T>> products;
+  if (!products_.empty()) products = products_.block_calls(slots_.data());
+  for (size_t i = 0; i < updates.size(); ++i) update(updates[i], resolved_[i], products, *k, ctx);
   if (!on_cpu()) finish_launch(memory_, "TrainStep", ctx);
 }
 

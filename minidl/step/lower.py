@@ -178,7 +178,7 @@ class Lowering:
         """Say of each slot when it lives; those of `last` to the end, those in `first` from the beginning."""
         calls = [*self.calls, *self.commits]
         for i, (_, arguments) in enumerate(calls):
-            for address in _addresses(arguments):
+            for address in addresses(arguments):
                 slot = self.slots[address.slot]
                 slot.first = i if slot.first < 0 else slot.first
                 slot.last = i
@@ -188,11 +188,11 @@ class Lowering:
             self.slots[i].first = 0
 
 
-def _addresses(arguments: Any) -> list[Address]:
+def addresses(arguments: Any) -> list[Address]:
     if isinstance(arguments, Address):
         return [arguments]
     if isinstance(arguments, (tuple, list)):
-        return [address for argument in arguments for address in _addresses(argument)]
+        return [address for argument in arguments for address in addresses(argument)]
     return []
 
 

@@ -90,10 +90,12 @@ def rows(
     optimizer: torch.optim.Optimizer,
     group: Group,
     grads: dict[Tensor, int],
+    products: dict[Tensor, int],
     pending: list[tuple[Any, str, Tensor]],
 ) -> list[tuple[Any, ...]]:
-    """Of each parameter with a gradient: itself, its gradient's slot, its state, its step, and whether its momentum
-    buffer begins as the gradient. Such buffers go to `pending`: they become state when a step has filled them."""
+    """Of each parameter with a gradient: itself, its gradient's slot, its state, its step, whether its momentum buffer
+    begins as the gradient, and the number of the product that is its gradient, or -1. Momentum buffers that begin so go
+    to `pending`: they become state when a step has filled them."""
     algorithm = ALGORITHMS[type(optimizer)]
     result = []
     for p in group["params"]:
@@ -109,5 +111,5 @@ def rows(
         step = state["step"] if algorithm.counts else None
         if step is not None and step.is_cuda and step.dtype != torch.float32:
             raise UnsupportedError(f"minidl.TrainStep: a step of {step.dtype} on a GPU. {EAGERLY}")
-        result.append((p, grads[p], found, step, first))
-    return result
+        result.append((p, grads[p], found, step, first, products.get(p, -1)))
+    return sorted(result, key=lambda row: row[-1] >= 0)

@@ -16,7 +16,7 @@ from minidl import _C
 from minidl.step import memory, optimizers
 from minidl.step.capture import EAGERLY, Captured, UnsupportedError, capture, unsupported
 from minidl.step.device import Graphed, Looped, steps_on
-from minidl.step.lower import Lowering, UnloweredError
+from minidl.step.lower import NONE, Lowering, UnloweredError, addresses
 from minidl.step.values import Address, Value
 
 DTYPES = (torch.float32, torch.float64)
@@ -145,8 +145,11 @@ def _build(
     p.node = output
     gradients = _gradients(p, captured, grads)
     kept = _bind_grads(p, gradients) if keep_grads else {}
+    on_cpu = captured.inputs[-1].device.type == "cpu"
+    theirs = {value.address.slot for value in [*inputs.values()][:-2]}
+    products = _products(p, gradients, theirs) if on_cpu and not keep_grads else {}
 
-    ends = [loss_value.address, *(v.address for v in gradients.values())]
+    ends = [loss_value.address, *(v.address for v in gradients.values()), *addresses([*products.values()])]
     p.lifetimes(ends, p.drawn)
     offsets, size = memory.offsets(p.slots)
     x, y = captured.inputs[-2:]
@@ -156,14 +159,18 @@ def _build(
     native.begin_commit()
     for name, arguments in p.commits:
         native.call(name, *arguments)
+    native.begin_products()
+    for arguments in products.values():
+        native.call("gemm", *arguments)
     _bind(native, p, captured, inputs, loss_value)
     for tensor, slot in kept.values():
         native.bind(slot, tensor, True)
     plan = Plan(native, (optimizer, modules), [(q, tensor) for q, (tensor, _) in kept.items()])
     optimizers.make_state(optimizer, list(gradients))
     slots = {q: v.address.slot for q, v in gradients.items()}
+    numbers = {q: i for i, q in enumerate(products)}
     for group in optimizer.param_groups:
-        rows = optimizers.rows(optimizer, group, slots, plan.pending)
+        rows = optimizers.rows(optimizer, group, slots, numbers, plan.pending)
         if rows:
             native.update(kernel, group, rows)
     native.finish()
@@ -190,6 +197,36 @@ def _gradients(p: Lowering, captured: Captured, grads: list[Any]) -> dict[Tensor
             p.copy(copy, ordered)
             ordered = copy
         result[parameter] = ordered
+    return result
+
+
+LEAST_BY_ROWS = 1 << 14  # elements; smaller gradients stay in the cache anyhow
+MOST_READ = 1 << 19  # bytes of a product's second factor, which is read anew for each few rows
+
+
+def _products(
+    p: Lowering, gradients: dict[Tensor, Value], parameters: set[int]
+) -> dict[Tensor, tuple[Any, ...]]:
+    """Take the calls of gemm that make nothing but the gradient of a large matrix out of the plan.
+
+    They are made row by row with the update, right before it; so none may read parameters, which updates write.
+    """
+    result = {}
+    for parameter, value in gradients.items():
+        slot = value.address.slot
+        calls = [call for call in p.calls if any(a.slot == slot for a in addresses(call[1]))]
+        if len(calls) != 1 or len(value.shape) != 2 or not value.is_contiguous or value.numel < LEAST_BY_ROWS:
+            continue
+        ((name, arguments),) = calls
+        if name != "gemm":
+            continue
+        c, ldc, _, _, _, batch, m, n, k, epilogue = arguments
+        reads_parameter = any(a.slot in parameters for a in addresses(arguments))
+        if reads_parameter or k * n * value.dtype.itemsize > MOST_READ:
+            continue
+        if (c, ldc, batch, m, n, epilogue) == (value.address, n, 1, *value.shape, (None, NONE)):
+            p.calls.remove(calls[0])
+            result[parameter] = arguments
     return result
 
 
