@@ -215,7 +215,9 @@ void run_block(Step& s, const at::Tensor& x, const at::Tensor& y, const std::opt
                const at::Tensor& batch_y) {
   TORCH_CHECK_VALUE(s.is_current() && s.plan->fits_rows(x, y) && s.plan->fits(batch_x, batch_y) &&
                         losses.is_contiguous() && losses.scalar_type() == s.plan->dtype() &&
-                        losses.device() == x.device() && (!order || order->device() == x.device()),
+                        losses.device() == x.device() && (!order || order->device() == x.device()) &&
+                        x.size(0) == y.size(0) &&
+                        (order ? order->numel() : x.size(0)) >= count * batch_x.size(0),
                     "minidl.TrainStep: the data is not what was planned for");
   run_planned(s, [&] { s.plan->run_block({x, y, order, count}, first, losses, batch_x, batch_y); });
 }
