@@ -154,6 +154,46 @@ def test_a_gradient_of_a_parameter_and_a_parameter():
     assert_same_state(model.state_dict(), twin.state_dict())
 
 
+class Twice(torch.nn.Module):
+    """What a layer gives is used before and after the activation, which so cannot be computed with the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(5, 7), nn.Linear(7, 7), nn.LayerNorm(7)
+
+    def forward(self, x):
+        y = self.a(x)
+        y = self.norm(nn.functional.relu(y) + y)
+        return self.b(y) + nn.functional.relu(y)
+
+
+def test_a_value_before_and_after_its_activation():
+    torch.manual_seed(0)
+    model = Twice().double()
+    twin = copy.deepcopy(model)
+    x, y, loss = torch.randn(6, 5).double(), torch.randn(6, 7).double(), nn.MSELoss()
+    ours, theirs = (optim.Adam(m.parameters(), lr=0.1) for m in (model, twin))
+    step = minidl.TrainStep(model, loss, ours)
+    for _ in range(3):
+        torch.testing.assert_close(step(x, y), eager(twin, loss, theirs, x, y))
+    assert_same_state(model.state_dict(), twin.state_dict())
+
+
+def test_plans_are_remembered(monkeypatch):
+    """One for each mode of the modules and each size of batch."""
+    made = []
+    make = minidl.step.make_plan
+    monkeypatch.setattr(minidl.step, "make_plan", lambda *given: made.append(1) or make(*given))
+    model, ours, *_, loss, x, y = pair("cnn", "sgd")
+    step = minidl.TrainStep(model, loss, ours)
+    for _ in range(2):
+        for training in (True, False):
+            model.train(training)
+            for rows in (6, 3):
+                step(x[:rows], y[:rows])
+    assert len(made) == 4
+
+
 def test_options_that_ask_for_other_state():
     """Momentum that is switched on later begins as in eager training; state that cannot be made is missed there too."""
     model, ours, twin, theirs, loss, x, y = pair("mlp", "sgd")
