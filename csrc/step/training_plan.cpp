@@ -13,6 +13,7 @@
 
 #include "denormals.h"
 #include "dispatch.h"
+#include "parallel.h"
 #include "team.h"
 
 namespace minidl {
@@ -263,13 +264,17 @@ void TrainingPlan::run_block(const Batches& batches, int64_t first, const at::Te
 
 namespace {
 
-// Rows of x, by their numbers, one after the other.
+// Rows of x, by their numbers, one after the other. They mostly come from memory, of which two cores get more than one.
 void gather(char* to, const at::Tensor& x, const int64_t* rows, int64_t count) {
+  constexpr size_t worth_a_helper = 1 << 16;  // bytes
   const auto* from = static_cast<const char*>(x.const_data_ptr());
   const size_t bytes = x.nbytes() / static_cast<size_t>(std::max<int64_t>(x.size(0), 1));
-  for (int64_t i = 0; i < count; ++i) {
-    std::memcpy(to + static_cast<size_t>(i) * bytes, from + static_cast<size_t>(rows[i]) * bytes, bytes);
-  }
+  const auto grain = static_cast<int64_t>(worth_a_helper / std::max<size_t>(bytes, 1)) + 1;
+  parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::memcpy(to + static_cast<size_t>(i) * bytes, from + static_cast<size_t>(rows[i]) * bytes, bytes);
+    }
+  });
 }
 
 }  // namespace
@@ -292,6 +297,7 @@ void TrainingPlan::run(const Batches& b, int64_t epochs, double* losses, const s
   int steps = 0;
   for (int64_t epoch = 0; epoch < epochs; ++epoch) {
     for (int64_t batch = 0; batch < b.count; ++batch) {
+      const TeamScope team(threads());
       if (b.order) {
         const int64_t* rows = b.order->const_data_ptr<int64_t>() + batch * size;
         slots_[x_.slot] = gathered_.data();
