@@ -17,7 +17,7 @@ def captures(monkeypatch):
     """A list with an entry for each capture."""
     made = []
 
-    def capture(launches):
+    def capture(device, launches):
         made.append(launches)
         return launches
 
@@ -111,7 +111,7 @@ def test_a_capture_that_fails_is_made_again(captures, monkeypatch):
     step(x, y)
     eager(twin, loss, theirs, x, y)
     with monkeypatch.context() as failing:
-        failing.setattr(device, "capture", lambda launches: 1 / 0)
+        failing.setattr(device, "capture", lambda device, launches: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             step(x, y)
     torch.testing.assert_close(step(x, y), eager(twin, loss, theirs, x, y))

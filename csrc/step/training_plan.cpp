@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "denormals.h"
@@ -193,6 +194,7 @@ void TrainingPlan::write_scalars() {
           const auto group = static_cast<int64_t>(i);
           if (u.rate) {
             rates_.select(0, group).copy_(u.rate->reshape({}));
+            rates_there_[i] = NAN;  // nobody here knows it: a number that comes after is written in any case
           } else if (!options.lr.device && options.lr.value != rates_there_[i]) {
             rates_.select(0, group).fill_(rates_there_[i] = options.lr.value);
           }

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 
-def capture(launches: Callable[[], None]) -> Callable[[], None]:
-    """What `launches` queues, as one call that queues it again."""
+def capture(device: torch.device, launches: Callable[[], None]) -> Callable[[], None]:
+    """What `launches` queues on that device, as one call that queues it again."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads may go on using the GPU meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # The stream that is captured is one of the current device. Other threads may go on using the GPU meanwhile.
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         launches()
     # The class's own method is a Python function, within which Ctrl-C could fall.
     replay: Callable[[], None] = super(torch.cuda.CUDAGraph, graph).replay
@@ -111,6 +111,6 @@ class Graphed:
         if self.native.prepare() or self.replay is None:
             self.replay = None  # its memory is free for the next
             loss = self.loss
-            self.replay = capture(lambda: self.native.enqueue(self.x, self.y, loss))
+            self.replay = capture(self.x.device, lambda: self.native.enqueue(self.x, self.y, loss))
         self.native.replay(self.replay)
         return self.loss

@@ -100,12 +100,15 @@ def test_what_changes_between_steps(name: str, capturable: bool) -> None:
         for group in groups:
             group["lr"].mul_(0.5)
         same()
+        for group in groups:
+            group["lr"] = 0.003  # as before the tensor
+        same()
     step.optimizer.load_state_dict(step.optimizer.state_dict())
     same()
     parameter = next(step.model.parameters())
     parameter.data = parameter.data.clone()
     same()
-    assert {int(s["step"]) for s in step.optimizer.state.values()} == {18 + 6 * capturable}
+    assert {int(s["step"]) for s in step.optimizer.state.values()} == {18 + 9 * capturable}
 
 
 def test_memory_and_time() -> None:
