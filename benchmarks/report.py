@@ -16,10 +16,8 @@ from statistics import geometric_mean
 
 from .harness import Row
 
-BENCH, STEPS = (
-    "bench",
-    "train-step",
-)  # the README's sections, between <!-- NAME:begin --> and <!-- NAME:end -->
+# The README's sections, between <!-- NAME:begin --> and <!-- NAME:end -->.
+BENCH, STEPS = "bench", "train-step"
 TABLE = "table.md"
 CONVERT = {"int": int, "float": float, "str": str}
 
@@ -198,7 +196,7 @@ STEP_RIVALS = {"torch": "torch", "fused": "torch, fused", "compiled": "torch.com
 
 
 def step_table(rows: Iterable[Row]) -> str:
-    """Microseconds of a training step on one thread, and how often the best of torch's ways would fit TrainStep in."""
+    """Microseconds of a training step on one thread, and TrainStep's ratio against the best of torch's ways."""
     times: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
     for r in rows:
         if r.stem != "train_step" or r.threads != 1 or r.refused:

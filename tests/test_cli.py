@@ -195,9 +195,8 @@ def test_interrupt(tmp_path: Path) -> None:
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline().startswith("xor: backend torch")
-        time.sleep(
-            3
-        )  # the first steps import more of torch, and Python dies of a SIGINT that meets an import
+        # The first steps import more of torch, and Python dies of a SIGINT that meets an import.
+        time.sleep(3)
         child.send_signal(signal.SIGINT)
         try:
             _, error = child.communicate(timeout=20)

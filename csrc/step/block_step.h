@@ -1,5 +1,6 @@
 // A training step of a model so small that one thread block can run it, as data: calls of kernels with their
-// arguments. The CUDA backend's block_loop() takes it and runs as many steps as it is told to in one launch.
+// arguments. The CUDA backend's block_loop() takes it and runs as many steps as it is told to in one launch. On the CPU
+// products that are made in parts are such calls too.
 #pragma once
 #include <tuple>
 #include <variant>

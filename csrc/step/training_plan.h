@@ -70,8 +70,8 @@ class TrainingPlan {
   bool has_batches(const Batches& b) const;
   // One step, whose loss is written to `loss`, a tensor of one element of the plan's dtype. x and y fit.
   void step(const at::Tensor& x, const at::Tensor& y, const at::Tensor& loss);
-  // All batches, on the CPU, `epochs` times; losses: where to write the loss of each step. poll is called now and then between
-  // two steps and may throw.
+  // All batches, on the CPU, `epochs` times; losses: where to write the loss of each step. poll is called now and
+  // then between two steps and may throw.
   void run(const Batches& batches, int64_t epochs, double* losses, const std::function<void()>& poll);
 
   // The same step in parts, for a CUDA graph: enqueue() is what is captured; prepare() goes before each replay, and

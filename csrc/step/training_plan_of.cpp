@@ -9,8 +9,6 @@
 
 namespace minidl {
 
-// ---- of one dtype -----------------------------------------------------------------------------------------
-
 template <class T>
 double TrainingPlanOf<T>::loss() const {
   return static_cast<double>(*reinterpret_cast<const T*>(slots_[loss_slot_]));
